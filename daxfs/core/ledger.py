@@ -1,0 +1,139 @@
+"""The pin ledger on media: which blocks live holders may have mapped, so that a crashed daemon forgets none of them.
+
+Holders map the image themselves and go on after the daemon dies. Each run of each pin has one entry of a cache line,
+stored before the pin is granted and voided by one 8-byte store when it goes, so no journal is needed: a torn entry
+fails its CRC and belongs to a pin that nobody was granted. Busy runs need no entries of their own: whatever a ledger entry
+covers and no file owns is busy. Entries of another boot of the host are void: no process is left that could hold anything.
+
+The ledger is a chain of blocks that grows by transactions; the first one is made by mkfs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from daxfs.core import layout
+from daxfs.core.alloc import Run
+from daxfs.core.layout import LEDGER_BLOCK, LEDGER_ENTRY
+from daxfs.errors import Corrupt
+
+if TYPE_CHECKING:
+    from daxfs.core.volume import Volume
+
+_ENTRY = LEDGER_ENTRY.size
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run that a process pinned before the daemon was restarted."""
+
+    at: int
+    pin: int
+    start: int
+    count: int
+    pid: int
+    flags: int
+    started: int
+    ino: int
+
+
+def block_header(address: int, boot_id: bytes, following: int = 0) -> bytes:
+    return layout.seal(LEDGER_BLOCK.pack(magic=layout.LEDGER_MAGIC, crc=0, address=address, next=following,
+                                         boot_id=boot_id, reserved=b""))  # fmt: skip
+
+
+class Ledger:
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.blocks: list[int] = []
+        self._free: list[int] = []  # addresses of void entries
+
+    def load(self, boot_id: bytes) -> list[Entry]:
+        """Read the chain; entries of this boot come back, those of others are voided (unless read-only)."""
+        volume, pmem = self._volume, self._volume.pmem
+        size = volume.block_size
+        entries: list[Entry] = []
+        block, seen = volume.sb["ledger"], set[int]()
+        while block:
+            if block in seen or not volume.sb["data_start"] <= block < volume.blocks:
+                raise Corrupt("pin ledger: the chain of blocks is broken")
+            seen.add(block)
+            at = block * size
+            layout.verify(pmem.view[at : at + LEDGER_BLOCK.size], layout.LEDGER_MAGIC, f"ledger block {block}")
+            head = LEDGER_BLOCK.unpack(pmem.view, at)
+            if head["address"] != block:
+                raise Corrupt(f"ledger block {block}: it belongs elsewhere")
+            current = head["boot_id"] == boot_id and any(boot_id)
+            if current:
+                entries += self._entries(block)
+            elif not volume.readonly:
+                pmem.fill_zero(at + LEDGER_BLOCK.size, size - LEDGER_BLOCK.size)
+                pmem.flush(at, size)
+                pmem.fence()
+                pmem.store(at, block_header(block, boot_id, int(head["next"])))
+                pmem.flush(at, LEDGER_BLOCK.size)
+                pmem.fence()
+            used = {e.at for e in entries}
+            self._free += [e for e in range(at + _ENTRY, at + size, _ENTRY) if e not in used]
+            self.blocks.append(block)
+            block = int(head["next"])
+        self._free.reverse()
+        return entries
+
+    def _entries(self, block: int) -> list[Entry]:
+        view, size, found = self._volume.pmem.view, self._volume.block_size, []
+        for at in range(block * size + _ENTRY, (block + 1) * size, _ENTRY):
+            record = view[at : at + _ENTRY]
+            try:
+                layout.verify(record, layout.LEDGER_ENTRY_MAGIC, "ledger entry")
+            except Corrupt:
+                continue  # void, or torn before its pin was granted
+            _, _, address, pin, start, count, pid, flags, started, ino = LEDGER_ENTRY.struct.unpack(record)
+            if address != at or not self._volume.sb["data_start"] <= start < self._volume.blocks:
+                continue
+            if 0 < count <= self._volume.blocks - start:
+                found.append(Entry(at, pin, start, count, pid, flags, started, ino))
+        return found
+
+    def insert(self, now: int, pin: int, runs: list[Run], pid: int, flags: int, started: int, ino: int) -> list[int]:
+        """Durable entries for the runs of a pin; their addresses. NoSpace if the ledger cannot grow."""
+        while len(self._free) < len(runs):
+            self._grow(now)
+        pmem, addresses = self._volume.pmem, []
+        for start, count in runs:
+            at = self._free.pop()
+            record = LEDGER_ENTRY.struct.pack(layout.LEDGER_ENTRY_MAGIC, 0, at, pin, start, count, pid, flags, started, ino)
+            pmem.store(at, layout.seal(record))
+            pmem.flush(at, _ENTRY)
+            addresses.append(at)
+        pmem.fence()
+        return addresses
+
+    def void(self, addresses: list[int]) -> None:
+        pmem = self._volume.pmem
+        for at in addresses:
+            pmem.store_word(at, 0)
+            pmem.flush(at, 8)
+        pmem.fence()
+        self._free += addresses
+
+    def _grow(self, now: int) -> None:
+        volume = self._volume
+        size = volume.block_size
+        with volume.transaction(now) as txn:
+            block = txn.take_block()
+            boot_id = volume.sb["boot_id"]
+            txn.fresh(block * size, block_header(block, boot_id) + bytes(size - LEDGER_BLOCK.size))
+            last = self.blocks[-1]
+            txn.write(last * size, block_header(last, boot_id, block))
+        self.blocks.append(block)
+        self._free += range((block + 1) * size - _ENTRY, block * size, -_ENTRY)
+
+
+def process_started(stat_text: str) -> int:
+    """Start time in clock ticks since boot, out of the text of /proc/PID/stat; 0 if it cannot be read."""
+    try:
+        return int(stat_text.rpartition(")")[2].split()[19])
+    except (IndexError, ValueError):
+        return 0
