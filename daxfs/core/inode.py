@@ -1,0 +1,306 @@
+"""Inodes: the fixed record of a file on media, its extent leaves, and what the core keeps of it in memory.
+
+An inode's life: free (mode 0) -> linked -> unlinked but referenced (nlink 0: a name in the kernel or an open descriptor
+keeps it) -> free, with the next generation. A crash in the third state ends it at the next mount.
+
+The record is rewritten as a whole, in a transaction (`store`). Times are the exception: three words on media that a plain
+data access overwrites in place; while a transaction has new ones they are held in `_times`. The size lives in the extent
+map, where the native session sees it. Bytes from media are believed only after `_parse` and `ExtentMap.append_leaf`.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+from daxfs.core import layout
+from daxfs.core.extents import HOT_READ, HOT_WRITE, ExtentMap
+from daxfs.core.layout import EXTENT, INLINE_EXTENTS, INODE, LEAF, time_ns, time_word
+from daxfs.errors import BadHandle, Corrupt
+
+if TYPE_CHECKING:
+    from daxfs.core.directory import Directory
+    from daxfs.core.transaction import Transaction
+    from daxfs.core.volume import Volume
+
+_COPY_LEAVES = 8  # more changed leaves than this are rewritten elsewhere instead of going through the journal
+_TYPES = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
+_pack = INODE.struct.pack
+_unpack = INODE.struct.unpack_from
+
+
+class Inode:
+    """One file. Fields as in layout.INODE; times are ns since 1970; `size` is bytes."""
+
+    __slots__ = ("ino", "at", "generation", "mode", "uid", "gid", "nlink", "flags", "rdev", "parent", "btime", "target",
+                 "xattr_inline", "xattr_block", "xattrs", "directory", "nlookup", "opens", "dead", "_times", "_map",
+                 "_leaf", "_extents", "_blocks", "_inline", "_volume", "__weakref__")  # fmt: skip
+
+    def __init__(self, volume: Volume, ino: int, at: int) -> None:
+        self._volume = volume
+        self.ino = ino
+        self.at = at  # bytes: address of the record
+        self.nlookup = 0  # references of the kernel
+        self.opens = 0  # open file descriptions
+        self.dead = False
+        self.directory: Directory | None = None
+        self.xattrs: dict[bytes, bytes] | None = None
+        self._times: list[int] | None = None
+        self._map = ExtentMap(layout.leaf_capacity(volume.block_size), volume.block_shift)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.generation = self.mode = self.uid = self.gid = self.nlink = self.flags = self.rdev = self.parent = 0
+        self.btime = 0
+        self.target = self.xattr_inline = self._inline = b""
+        self.xattr_block = self._leaf = self._extents = self._blocks = 0
+
+    # -- kinds --
+
+    @property
+    def is_dir(self) -> bool:
+        return self.mode & 0o170000 == stat.S_IFDIR
+
+    @property
+    def is_file(self) -> bool:
+        return self.mode & 0o170000 == stat.S_IFREG
+
+    @property
+    def is_symlink(self) -> bool:
+        return self.mode & 0o170000 == stat.S_IFLNK
+
+    # -- size, times, blocks --
+
+    @property
+    def size(self) -> int:
+        size: int = self._map.size
+        return size
+
+    @size.setter
+    def size(self, value: int) -> None:
+        self._map.size = value
+
+    def _time(self, which: int) -> int:
+        if self._times is not None:
+            return time_ns(self._times[which])
+        return time_ns(self._volume.pmem.load_word(self.at + layout.INODE_TIMES_AT + 8 * which))
+
+    def _set_time(self, which: int, ns: int) -> None:
+        """Within a transaction that stores this inode."""
+        if self._times is None:
+            self._times = self._time_words()
+        self._times[which] = time_word(ns)
+
+    def _time_words(self) -> list[int]:
+        first = (self.at + layout.INODE_TIMES_AT) >> 3
+        return list(self._volume.pmem.words[first : first + 3])
+
+    mtime = property(lambda self: self._time(0), lambda self, ns: self._set_time(0, ns))
+    ctime = property(lambda self: self._time(1), lambda self, ns: self._set_time(1, ns))
+    atime = property(lambda self: self._time(2), lambda self, ns: self._set_time(2, ns))
+
+    def touch_in_place(self, *, mtime: int | None = None, ctime: int | None = None, atime: int | None = None) -> None:
+        """New times outside a transaction: one atomic store each."""
+        pmem = self._volume.pmem
+        for which, ns in enumerate((mtime, ctime, atime)):
+            if ns is not None:
+                pmem.store_word(self.at + layout.INODE_TIMES_AT + 8 * which, time_word(ns))
+        pmem.flush(self.at + layout.INODE_TIMES_AT, 24)
+        pmem.fence()
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that the file's extents map; leaves and xattr blocks are not counted."""
+        count: int = self._blocks if self._extents else self._map.blocks
+        return count
+
+    # -- from media --
+
+    def load(self) -> None:
+        """Read the record. BadHandle if the inode is free, Corrupt if it cannot be believed."""
+        record = self._volume.pmem.view[self.at : self.at + layout.INODE_SIZE]
+        if int.from_bytes(record[:4], "little") == 0 and not any(record):
+            raise BadHandle(f"inode {self.ino} is free")
+        layout.verify(record, layout.INODE_MAGIC, f"inode {self.ino}", end=layout.INODE_CRC_END)
+        self._parse(record)
+
+    def _parse(self, record: memoryview) -> None:
+        (_, _, ino, self.generation, self.mode, self.uid, self.gid, self.nlink, self.flags, self.rdev, size, self.parent,
+         birth, self.xattr_block, self._leaf, self._extents, target_length, xattr_length, body, xattrs, self._blocks,
+         _, _, _) = _unpack(record)  # fmt: skip
+        if ino != self.ino:
+            raise Corrupt(f"inode {self.ino}: the record belongs to inode {ino}")
+        if self.mode == 0:
+            raise BadHandle(f"inode {self.ino} is free")
+        if self.mode & 0o170000 not in _TYPES or self.mode >> 16:
+            raise Corrupt(f"inode {self.ino}: mode {self.mode:#o} is of no known type")
+        if size > layout.FILE_SIZE_MAX or target_length > layout.INLINE_TARGET_MAX:
+            raise Corrupt(f"inode {self.ino}: size {size} is impossible")
+        if xattr_length > layout.INLINE_XATTR_MAX or (not self._leaf and self._extents > INLINE_EXTENTS):
+            raise Corrupt(f"inode {self.ino}: more inline than fits")
+        self.btime = time_ns(birth)
+        self.target = bytes(body[:target_length])
+        self._inline = b"" if target_length or self._leaf else bytes(body)
+        self.xattr_inline = bytes(xattrs[:xattr_length])
+        self.xattrs = None
+        self._times = None
+        self._map.clear()
+        self._map.size = size
+        if self._extents == 0 or target_length:
+            self._extents = 0
+        self._map.attach(self._volume.pmem.address, self._volume.pmem.address + self.at + layout.INODE_TIMES_AT)
+
+    @property
+    def map(self) -> ExtentMap:
+        """The extent map; the first use reads the leaves. Corrupt if they cannot be believed."""
+        if self._extents:
+            self._load_map()
+        return self._map
+
+    def _load_map(self) -> None:
+        volume, expected, block = self._volume, self._extents, self._leaf
+        size, blocks = volume.block_size, volume.blocks
+        try:
+            if not block:
+                self._map.append_leaf(self._inline, expected, 0, 0, blocks)
+            while block:
+                if len(self._map) >= expected or not volume.sb["data_start"] <= block < blocks:
+                    raise ValueError("the chain of leaves is too long or leaves the image")
+                head, entries = read_leaf(volume.pmem.view, block, size, self.ino, self.generation)
+                self._map.append_leaf(entries, head["count"], block, head["next"], blocks)
+                block = int(head["next"])
+            if len(self._map) != expected:
+                raise ValueError(f"{len(self._map)} extents found, {expected} expected")
+        except ValueError as e:
+            self._map.clear()
+            raise Corrupt(f"inode {self.ino}: extents: {e}") from None
+        except Corrupt:
+            self._map.clear()
+            raise
+        self._extents = 0  # loaded
+        self._inline = b""
+
+    def revert(self) -> None:
+        """After an aborted transaction: back to what media say. An inode that was new is gone."""
+        self.directory = None
+        try:
+            self.load()
+        except BadHandle:
+            self.dead = True
+            self._clear()
+            self._map.clear()
+            self._volume.drop(self)
+        else:
+            self.set_hot()
+
+    # -- to media --
+
+    def store(self, txn: Transaction) -> None:
+        """Put the record, and the leaves that changed, into the transaction."""
+        if self.dead:
+            self._store_free(txn)
+            return
+        extents, leaf, body = 0, 0, self.target
+        if not body:
+            mapped = self.map
+            self._store_leaves(txn)
+            extents = len(mapped)
+            if mapped.leaves:
+                leaf, _, entries = mapped.leaf(0)
+                body = b"" if leaf else entries
+        times = self._times or self._time_words()
+        record = _pack(
+            layout.INODE_MAGIC, 0, self.ino, self.generation, self.mode, self.uid, self.gid, self.nlink, self.flags,
+            self.rdev, self._map.size, self.parent, time_word(self.btime), self.xattr_block, leaf, extents,
+            len(self.target), len(self.xattr_inline), body, self.xattr_inline, self._map.blocks, *times,
+        )  # fmt: skip
+        txn.write(self.at, layout.seal(record, end=layout.INODE_CRC_END))
+
+    def _store_free(self, txn: Transaction) -> None:
+        record = _pack(layout.INODE_MAGIC, 0, self.ino, self.generation, *bytes(14), b"", b"", 0, 0, 0, 0)
+        txn.write(self.at, layout.seal(record, end=layout.INODE_CRC_END))
+
+    def _store_leaves(self, txn: Transaction) -> None:
+        mapped = self._map
+        count = mapped.leaves
+        for block in mapped.dropped():
+            txn.free([(block, 1)])
+        if count == 0 or (count == 1 and len(mapped) <= INLINE_EXTENTS):
+            if count:
+                block = mapped.leaf(0)[0]
+                if block:
+                    txn.free([(block, 1)])
+                mapped.place_leaf(0, 0)
+                mapped.stored(0, 0)
+            return
+        fresh = set(mapped.unplaced())
+        for i in fresh:
+            mapped.place_leaf(i, txn.take_block())
+        overwritten = [i for i, _ in mapped.stale() if i not in fresh]
+        if len(overwritten) > _COPY_LEAVES:
+            for i in overwritten:
+                txn.free([(mapped.leaf(i)[0], 1)])
+                mapped.place_leaf(i, txn.take_block())
+            fresh.update(overwritten)
+        for i, following in mapped.stale():
+            block, n, entries = mapped.leaf(i)
+            head = LEAF.pack(magic=layout.LEAF_MAGIC, crc=0, address=block, ino=self.ino, next=following, count=n,
+                             generation=self.generation, reserved=b"")  # fmt: skip
+            data = layout.seal(head + entries)
+            if i in fresh:
+                txn.fresh(block * self._volume.block_size, data)
+            else:
+                txn.write(block * self._volume.block_size, data)
+            mapped.stored(i, following)
+
+    def committed(self) -> None:
+        """The transaction that stored this inode is on media."""
+        self._times = None
+        if self.dead:
+            self._volume.drop(self)
+        else:
+            self.set_hot()
+
+    # -- what others ask --
+
+    def block(self, index: int) -> int:
+        """The image's block behind a logical block, 0 if there is none."""
+        found = self.map.find(index)
+        return found[1] + index - found[0] if found else 0
+
+    def append_block(self, txn: Transaction) -> int:
+        """One more block at the end of a directory; its number on the image."""
+        size = self._volume.block_size
+        index = self._map.size // size
+        last = self.block(index - 1) if index else 0
+        block = txn.take(1, last + 1 if last else 0, meta=False)[0][0]
+        self.map.insert(index, block, 1)
+        self._map.size += size
+        txn.dirty(self)
+        return block
+
+    def set_hot(self) -> None:
+        """Say what the native session may do by itself with this file."""
+        hot = 0
+        if self.opens and self.is_file and not self._volume.failed:
+            self.map  # noqa: B018 - the native session needs it loaded
+            hot = HOT_READ
+            privileged = self.mode & (stat.S_ISUID | stat.S_ISGID) or self.xattr_block or self.xattr_inline
+            if not (self._volume.readonly or self._volume.pmem.hostsync or privileged):
+                hot |= HOT_WRITE
+        self._map.hot = hot
+
+
+def read_leaf(view: memoryview, block: int, block_size: int, ino: int, generation: int) -> tuple[dict[str, int], memoryview]:
+    """A leaf's header fields and its extents. Corrupt if it cannot be believed."""
+    data = view[block * block_size : (block + 1) * block_size]
+    head = LEAF.unpack(data)
+    count = int(head["count"])
+    what = f"extent leaf at block {block}"
+    if count > layout.leaf_capacity(block_size):
+        raise Corrupt(f"{what}: {count} extents do not fit")
+    end = LEAF.size + count * EXTENT.size
+    layout.verify(data, layout.LEAF_MAGIC, what, end=end)
+    if (head["address"], head["ino"], head["generation"]) != (block, ino, generation):
+        raise Corrupt(f"{what}: it belongs to inode {head['ino']}")
+    return {name: value for name, value in head.items() if isinstance(value, int)}, data[LEAF.size : end]

@@ -1,0 +1,145 @@
+"""The mount scan: which blocks of an image are in use, found by looking at everything that refers to a block.
+
+Free space is what nothing refers to, so nothing can leak across a mount, and a block with two owners is seen before any harm
+is done. The inode table is scanned as arrays; Python runs only for inodes that have leaves, xattr blocks, or that are
+live (their CRC). What cannot be believed raises Corrupt: the caller refuses to mount and points to fsck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from daxfs.core import layout, xattr
+from daxfs.core.inode import read_leaf
+from daxfs.errors import Corrupt
+
+if TYPE_CHECKING:
+    from daxfs.core.volume import Volume
+
+Array = npt.NDArray[Any]
+
+_CODES = {"I": "<u4", "Q": "<u8", "H": "<u2", "B": "u1"}
+EXTENT_DTYPE = np.dtype([(f.name, _CODES[f.code]) for f in layout.EXTENT.fields])
+INODE_DTYPE = np.dtype({
+    "names": [f.name for f in layout.INODE.fields],
+    "formats": [(EXTENT_DTYPE, layout.INLINE_EXTENTS) if f.name == "body" else _CODES.get(f.code, f"V{f.code[:-1]}")
+                for f in layout.INODE.fields],
+    "offsets": [layout.INODE.offset[f.name] for f in layout.INODE.fields],
+    "itemsize": layout.INODE_SIZE,
+})  # fmt: skip
+_BATCH_CHUNKS = 2048
+
+
+@dataclass
+class Survey:
+    """`starts`, `counts`: all runs in use, sorted. `free_inodes`: numbers that a chunk has room for. `orphans`: nlink 0."""
+
+    starts: Array
+    counts: Array
+    free_inodes: list[int]
+    orphans: list[int]
+
+    def gaps(self, blocks: int) -> tuple[Array, Array]:
+        """The runs that nothing refers to."""
+        ends = self.starts + self.counts
+        starts = np.concatenate(([np.uint64(0)], ends))
+        stops = np.concatenate((self.starts, [np.uint64(blocks)]))
+        keep = stops > starts
+        return starts[keep], (stops - starts)[keep]
+
+
+def inode_batches(volume: Volume) -> Iterator[Array]:
+    """The inode table in batches of records, from inode 0 on."""
+    size = volume.block_size
+    image = volume.pmem.bytes[: volume.blocks * size].reshape(-1, size)
+    per_chunk = layout.chunk_blocks(size)
+    used = layout.CHUNK_INODES * layout.INODE_SIZE
+    chunks = np.array(volume.chunks, dtype=np.int64)
+    for first in range(0, len(chunks), _BATCH_CHUNKS):
+        starts = chunks[first : first + _BATCH_CHUNKS]
+        blocks = (starts[:, None] + np.arange(per_chunk)).reshape(-1)
+        raw = image[blocks].reshape(len(starts), per_chunk * size)[:, :used]
+        yield np.ascontiguousarray(raw).reshape(-1).view(INODE_DTYPE)
+
+
+def survey(volume: Volume) -> Survey:
+    """Look at the whole volume. Corrupt if something cannot be believed or a block has two owners."""
+    runs: list[tuple[Array, Array]] = []
+    free_inodes: list[int] = []
+    orphans: list[int] = []
+    per_chunk = layout.chunk_blocks(volume.block_size)
+    runs.append((np.zeros(1, "<u8"), np.array([volume.sb["data_start"]], "<u8")))
+    runs.append((np.array(volume.chunks, "<u8"), np.full(len(volume.chunks), per_chunk, "<u8")))
+    runs.append((np.array(volume.ledger.blocks, "<u8"), np.ones(len(volume.ledger.blocks), "<u8")))
+    number = 0
+    for batch in inode_batches(volume):
+        numbers = np.arange(number, number + len(batch), dtype=np.uint64)
+        number += len(batch)
+        live = batch["mode"] != 0
+        free_inodes += [int(n) for n in numbers[~live] if n]
+        batch, numbers = batch[live], numbers[live]
+        _verify(batch, numbers)
+        orphans += [int(n) for n in numbers[batch["nlink"] == 0]]
+        runs += _inline_runs(batch)
+        runs += _chained_runs(volume, batch)
+    starts = np.concatenate([s for s, _ in runs])
+    counts = np.concatenate([c for _, c in runs])
+    return _settle(volume, starts, counts, free_inodes, orphans)
+
+
+def _settle(volume: Volume, starts: Array, counts: Array, free_inodes: list[int], orphans: list[int]) -> Survey:
+    order = np.argsort(starts, kind="stable")
+    starts, counts = starts[order], counts[order]
+    ends = starts + counts
+    wrong = np.flatnonzero(ends[:-1] > starts[1:])
+    if len(wrong):
+        raise Corrupt(f"block {int(starts[wrong[0] + 1])} has two owners")
+    if len(ends) and (int(ends[-1]) > volume.blocks or bool((ends < starts).any())):
+        raise Corrupt("a file has blocks outside the image")
+    return Survey(starts, counts, free_inodes[::-1], orphans)
+
+
+def _verify(batch: Array, numbers: Array) -> None:
+    if bool((batch["magic"] != layout.INODE_MAGIC).any()) or bool((batch["ino"] != numbers).any()):
+        bad = numbers[(batch["magic"] != layout.INODE_MAGIC) | (batch["ino"] != numbers)]
+        raise Corrupt(f"inode {int(bad[0])}: the record is not an inode, or another's")
+    raw = memoryview(np.ascontiguousarray(batch).view(np.uint8))
+    for i, ino in enumerate(numbers):
+        at = i * layout.INODE_SIZE
+        layout.verify(raw[at : at + layout.INODE_SIZE], layout.INODE_MAGIC, f"inode {ino}", end=layout.INODE_CRC_END)
+    if bool((batch["extents"][batch["leaf"] == 0] > layout.INLINE_EXTENTS).any()):
+        raise Corrupt("an inode has more inline extents than fit")
+
+
+def _inline_runs(batch: Array) -> Iterator[tuple[Array, Array]]:
+    inline = batch[(batch["leaf"] == 0) & (batch["target_length"] == 0)]
+    for i in range(layout.INLINE_EXTENTS):
+        extents = inline["body"][inline["extents"] > i][:, i]
+        yield extents["physical"].astype("<u8"), extents["count"].astype("<u8")
+
+
+def _chained_runs(volume: Volume, batch: Array) -> Iterator[tuple[Array, Array]]:
+    view, size = volume.pmem.view, volume.block_size
+    for record in batch[(batch["leaf"] != 0) | (batch["xattr_block"] != 0)]:
+        ino, generation, block = int(record["ino"]), int(record["generation"]), int(record["leaf"])
+        found = 0
+        while block:
+            if found >= record["extents"] or not volume.sb["data_start"] <= block < volume.blocks:
+                raise Corrupt(f"inode {ino}: its chain of extent leaves is broken")
+            head, entries = read_leaf(view, block, size, ino, generation)
+            extents = np.frombuffer(entries, EXTENT_DTYPE)
+            if not head["count"]:
+                raise Corrupt(f"inode {ino}: the extent leaf at block {block} is empty")
+            found += head["count"]
+            yield np.array([block], "<u8"), np.ones(1, "<u8")
+            yield extents["physical"].astype("<u8"), extents["count"].astype("<u8")
+            block = head["next"]
+        first = int(record["xattr_block"])
+        chain = xattr.read_chain(volume.pmem.load, size, volume.data_blocks, first, ino, generation)
+        blocks = [block for block, _ in chain]
+        yield np.array(blocks, "<u8"), np.ones(len(blocks), "<u8")

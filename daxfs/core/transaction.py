@@ -1,0 +1,124 @@
+"""One journalled change of a volume: whole or absent.
+
+    with volume.transaction(now) as txn:
+        runs = txn.take(3)            # allocate; given back if the transaction fails
+        txn.fresh(at, data)           # fill blocks that nothing refers to yet
+        txn.write(at, data)           # overwrite what is referred to: a redo record
+        txn.dirty(inode)              # its record and extent leaves are stored at commit
+        txn.free(runs)                # after commit: to the allocator, or busy where pinned
+
+Leaving the block commits. An exception aborts: nothing is on media, the blocks are free again, and every inode and directory
+that took part reads itself from media anew. An exception after the commit point is a bug: the volume turns read-only.
+Blocks freed here are not reused before the commit, and an allocation never waits for them.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+from daxfs.core.alloc import Run
+from daxfs.errors import ReadOnly
+
+if TYPE_CHECKING:
+    from daxfs.core.inode import Inode
+    from daxfs.core.volume import Volume
+
+
+class Revertible(Protocol):
+    def revert(self) -> None: ...
+
+
+class Transaction:
+    """See the module. `now` is the time of the call, ns since 1970."""
+
+    def __init__(self, volume: Volume, now: int) -> None:
+        self._volume = volume
+        self.now = now
+        self._records: list[tuple[int, bytes]] = []
+        self._taken: list[Run] = []
+        self._freed: list[Run] = []
+        self._inodes: dict[int, Inode] = {}
+        self._touched: list[Revertible] = []
+        self._inode_numbers: list[int] = []
+
+    def write(self, at: int, data: bytes) -> None:
+        """A redo record: `data` goes to byte address `at` at the commit."""
+        self._records.append((at, data))
+
+    def fresh(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        """Store right away into blocks that nothing on media refers to before the commit."""
+        pmem = self._volume.pmem
+        pmem.store(at, data)
+        pmem.flush(at, len(data))
+
+    def take(self, count: int, goal: int = 0, *, meta: bool = False) -> list[Run]:
+        """Allocate blocks (alloc.Allocator.take)."""
+        runs = self._volume.alloc.take(count, goal, meta=meta)
+        self._taken += runs
+        return runs
+
+    def take_block(self) -> int:
+        """One block for metadata; it may come out of the reserve."""
+        return self.take(1, meta=True)[0][0]
+
+    def take_chunk(self, count: int) -> int:
+        """`count` metadata blocks in a row."""
+        start = self._volume.alloc.take_chunk(count)
+        self._taken.append((start, count))
+        return start
+
+    def free(self, runs: list[Run]) -> None:
+        """Give up blocks; they stay out of reach until the commit."""
+        self._freed += runs
+
+    def dirty(self, inode: Inode) -> None:
+        """Store the inode at the commit."""
+        self._inodes[inode.ino] = inode
+
+    def touch(self, what: Revertible) -> None:
+        """Call `what.revert()` if the transaction is aborted."""
+        self._touched.append(what)
+
+    def free_number(self, ino: int) -> None:
+        """An inode number that may be used again after the commit."""
+        self._inode_numbers.append(ino)
+
+    def __enter__(self) -> Transaction:
+        if self._volume.failed:
+            raise ReadOnly(f"the volume is read-only: {self._volume.failed}")
+        if self._volume.readonly:
+            raise ReadOnly("the volume is mounted read-only")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if kind is not None:
+            self._abort()
+            return
+        try:
+            for inode in list(self._inodes.values()):
+                inode.store(self)
+            if self._records:
+                self._volume.pmem.fence()
+                self._volume.journal.commit(self._records)
+        except BaseException:
+            self._abort()
+            raise
+        self._finish()
+
+    def _finish(self) -> None:
+        volume = self._volume
+        try:
+            for inode in self._inodes.values():
+                inode.committed()
+            if self._freed:
+                volume.release(self._freed)
+            volume.free_inodes.extend(self._inode_numbers)
+        except BaseException as e:
+            volume.fail(f"after a commit: {e!r}")
+            raise
+
+    def _abort(self) -> None:
+        self._volume.alloc.give(self._taken)
+        for what in [*self._touched, *self._inodes.values()]:
+            what.revert()

@@ -1,0 +1,360 @@
+"""One mounted image: its parts, its life, and what holds for all of it.
+
+Life: open (superblock, journal replay, inode directory, scan or snapshot, ledger) -> armed (a crash from here on counts
+as a dirty shutdown) -> changed by transactions, one at a time -> closed cleanly (snapshot of free space, disarmed).
+
+Invariant (I1): a block is in exactly one of {metadata, owned by one file, busy, free}. `check()` proves it against media.
+A volume that met an unexpected error (`fail`) refuses all further changes; what is on media stays readable.
+
+Not here: the verbs (namespace.py, fileops.py, attributes.py), pins' verbs (holding.py), waiting and callers (the daemon).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from daxfs.core import layout, scan, snapshot, superblock
+from daxfs.core.alloc import Allocator, Run
+from daxfs.core.busy import BusyList
+from daxfs.core.extents import RunSet
+from daxfs.core.format import format_image
+from daxfs.core.inode import Inode
+from daxfs.core.journal import Journal
+from daxfs.core.layout import CHUNK_INODES, INODE_SIZE, ROOT_INO
+from daxfs.core.ledger import Ledger
+from daxfs.core.pins import Holder, Pin, PinTable
+from daxfs.core.pmem import Pmem
+from daxfs.core.transaction import Transaction
+from daxfs.errors import BadHandle, Corrupt, ImageError, NoSpace, ReadOnly
+
+if TYPE_CHECKING:
+    from daxfs.core.superblock import Superblock
+
+__all__ = ["Transaction", "Volume", "format_image"]
+
+
+class Volume:
+    """See the module. Made by `open`."""
+
+    def __init__(self, pmem: Pmem, sb: Superblock) -> None:
+        self.pmem = pmem
+        self.sb = sb
+        self.readonly = pmem.readonly
+        self.failed = ""  # why the volume refuses changes
+        self.block_size: int = sb["block_size"]
+        self.block_shift = self.block_size.bit_length() - 1
+        self.blocks: int = sb["blocks"]
+        self.data_blocks = range(sb["data_start"], self.blocks)
+        self.uuid: bytes = sb["uuid"]
+        self.journal = Journal(pmem, sb["journal_start"], sb["journal_blocks"], self.block_size)
+        self.alloc = Allocator(sb["data_start"], self.blocks)
+        self.ledger = Ledger(self)
+        self.pins = PinTable(self.blocks)
+        self.busy_list = BusyList()
+        self.policy = "busy"
+        self.chunks: list[int] = []  # first block of each chunk of inodes
+        self.free_inodes: list[int] = []
+        self._inodes: dict[int, Inode] = {}
+        self.root: Inode
+
+    # -- life --
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, readonly: bool = False, hostsync: bool = False, now: int,
+             boot_id: bytes = b"", lock: bool = True) -> Volume:  # fmt: skip
+        """Mount an image. `boot_id` (16 bytes) tells which boot of the host this is. ImageError says what is wrong."""
+        pmem = Pmem(path, readonly=readonly, hostsync=hostsync, lock=lock)
+        try:
+            volume = cls(pmem, superblock.load(pmem))
+            try:
+                volume._recover(now, boot_id or bytes(16))
+            except (Corrupt, BadHandle) as e:
+                raise ImageError(f"{pmem.path} is damaged: {e.why}; see: daxfs fsck {pmem.path}") from e
+        except BaseException:
+            pmem.close()
+            raise
+        return volume
+
+    def _recover(self, now: int, boot_id: bytes) -> None:
+        armed = self.sb["state"] == layout.STATE_MOUNTED
+        self.journal.replay()
+        self._load_chunks()
+        entries = self.ledger.load(boot_id)
+        if snapshot.load(self):
+            orphans: list[int] = []
+        else:
+            found = scan.survey(self)
+            self.alloc.free.load(*(np.ascontiguousarray(a, dtype=np.uint64) for a in found.gaps(self.blocks)))
+            self.free_inodes = found.free_inodes
+            orphans = found.orphans
+        self._adopt(entries, now)
+        self.root = self.inode(ROOT_INO)
+        if not self.root.is_dir or self.root.nlink == 0:
+            raise Corrupt("the root inode is not a directory")
+        if self.readonly:
+            return
+        self.sb["mounts"] += 1
+        self.sb["dirty_shutdowns"] += armed
+        self.sb["state"] = layout.STATE_MOUNTED
+        self.sb["boot_id"] = boot_id
+        self.sb["snapshot_start"] = self.sb["snapshot_blocks"] = 0
+        superblock.store(self.pmem, self.sb)
+        for ino in orphans:
+            self._reap_orphan(ino, now)
+
+    def _adopt(self, entries: list, now: int) -> None:  # type: ignore[type-arg]
+        """Pins of holders that outlived a daemon: their blocks stay away from everybody, owned or busy."""
+        by_pin: dict[tuple[int, int, int], Pin] = {}
+        for e in entries:
+            pin = by_pin.setdefault((e.pin, e.pid, e.started), Pin(
+                self.pins.next_id(), None, None, e.ino, 0, 0, e.flags, [], Holder(e.pid, "", e.started), now))  # fmt: skip
+            pin.runs.append((e.start, e.count))
+            pin.entries.append(e.at)
+            pin.length += e.count * self.block_size
+        for pin in by_pin.values():
+            self.pins.insert(pin)
+            for run in pin.runs:
+                self.busy_list.insert(self.alloc.free.remove(*run))
+
+    def _reap_orphan(self, ino: int, now: int) -> None:
+        try:
+            self.end_inode(self.inode(ino), now)
+        except Corrupt:
+            pass  # its blocks stay taken; fsck tells
+
+    def _load_chunks(self) -> None:
+        first = self.sb["idir_start"] * self.block_size >> 3
+        words = np.array(self.pmem.words[first : first + (self.sb["idir_blocks"] * self.block_size >> 3)], dtype=np.uint64)
+        count = int(np.count_nonzero(words))
+        if bool(words[count:].any()):
+            raise Corrupt("inode directory: an entry is missing")
+        per_chunk = layout.chunk_blocks(self.block_size)
+        for index, word in enumerate(words[:count].tolist()):
+            block = layout.idir_block(index, word)
+            if block not in self.data_blocks or block + per_chunk > self.blocks:
+                raise Corrupt(f"inode directory: chunk {index} lies outside the image")
+            self.chunks.append(block)
+        if not count:
+            raise Corrupt("inode directory: it is empty")
+
+    def close(self, now: int) -> None:
+        """Unmount cleanly. After a failure the volume stays armed, so that the next mount scans it."""
+        if not (self.readonly or self.failed):
+            for inode in list(self._inodes.values()):
+                if inode.nlink == 0 and not inode.dead:
+                    self.end_inode(inode, now)
+            while self.free_unpinned(now, 1 << 20):
+                pass
+            snapshot.store(self)
+            self.sb["state"] = layout.STATE_CLEAN
+            superblock.store(self.pmem, self.sb)
+            self.pmem.fence()
+        self.pmem.close()
+
+    def fail(self, why: str) -> None:
+        """Refuse all changes from now on."""
+        if not self.failed:
+            self.failed = why
+            for inode in self._inodes.values():
+                inode.set_hot()
+
+    def transaction(self, now: int) -> Transaction:
+        return Transaction(self, now)
+
+    def check_writable(self) -> None:
+        """ReadOnly if changes are refused."""
+        if self.readonly or self.failed:
+            raise ReadOnly(self.failed or "the volume is mounted read-only")
+
+    # -- inodes --
+
+    def inode_at(self, ino: int) -> int:
+        """Address of an inode's record. BadHandle if there is no such number."""
+        index, within = divmod(ino, CHUNK_INODES)
+        if not 0 < ino or index >= len(self.chunks):
+            raise BadHandle(f"no inode {ino}")
+        return self.chunks[index] * self.block_size + within * INODE_SIZE
+
+    def inode(self, ino: int) -> Inode:
+        """The inode, from memory or media. BadHandle if it is free, Corrupt if it cannot be believed."""
+        inode = self._inodes.get(ino)
+        if inode is None:
+            inode = Inode(self, ino, self.inode_at(ino))
+            inode.load()
+            self._inodes[ino] = inode
+        return inode
+
+    def new_inode(self, txn: Transaction, mode: int, uid: int, gid: int, *, rdev: int = 0, parent: int = 0) -> Inode:
+        """A fresh inode of nlink 1 (2 for a directory), times `txn.now`. NoSpace."""
+        if not self.free_inodes:
+            self._add_chunk(txn.now)
+        ino = self.free_inodes.pop()
+        inode = Inode(self, ino, self.inode_at(ino))
+        was = self.pmem.view[inode.at : inode.at + INODE_SIZE]
+        inode.generation = int.from_bytes(was[16:20], "little") % 0xFFFF_FFFF + 1
+        inode.mode, inode.uid, inode.gid, inode.rdev, inode.parent = mode, uid, gid, rdev, parent
+        inode.nlink = 2 if inode.is_dir else 1
+        inode.btime = inode.mtime = inode.ctime = inode.atime = txn.now
+        inode.map.attach(self.pmem.address, self.pmem.address + inode.at + layout.INODE_TIMES_AT)
+        txn.dirty(inode)
+        txn.touch(_NumberBack(self, ino))
+        self._inodes[ino] = inode
+        return inode
+
+    def _add_chunk(self, now: int) -> None:
+        per_chunk = layout.chunk_blocks(self.block_size)
+        index = len(self.chunks)
+        if index >= self.sb["idir_blocks"] * self.block_size // 8:
+            raise NoSpace("the volume has no room for more inodes")
+        with self.transaction(now) as txn:
+            block = txn.take_chunk(per_chunk)
+            txn.fresh(block * self.block_size, bytes(per_chunk * self.block_size))
+            at = self.sb["idir_start"] * self.block_size + index * 8
+            txn.write(at, layout.idir_word(index, block).to_bytes(8, "little"))
+        self.chunks.append(block)
+        first = index * CHUNK_INODES
+        self.free_inodes += range(first + CHUNK_INODES - 1, max(first, ROOT_INO + 1) - 1, -1)
+
+    def drop(self, inode: Inode) -> None:
+        """Out of the cache; what still has the object sees it dead or loads it anew."""
+        if self._inodes.get(inode.ino) is inode:
+            del self._inodes[inode.ino]
+
+    def forget(self, inode: Inode) -> None:
+        """Out of memory, if neither the kernel nor an open description refers to it."""
+        if inode.nlookup == 0 and inode.opens == 0 and inode.ino != ROOT_INO:
+            self.drop(inode)
+
+    def end_inode(self, inode: Inode, now: int) -> None:
+        """The last reference of an unlinked inode is gone: its blocks and its number are free, pinned blocks busy."""
+        from daxfs.core import xattr
+
+        with self.transaction(now) as txn:
+            txn.dirty(inode)
+            mapped = inode.map
+            txn.free([(block, 1) for block in mapped.leaf_blocks()])
+            txn.free(mapped.carve(0, 1 << 52))
+            mapped.dropped()
+            xattr.free_all(self, txn, inode)
+            inode.dead = True
+            txn.free_number(inode.ino)
+
+    @property
+    def ino_end(self) -> int:
+        """One more than the largest inode number there can be now."""
+        return len(self.chunks) * CHUNK_INODES
+
+    @property
+    def inodes_free(self) -> int:
+        """How many more inodes there is room for."""
+        chunks = self.sb["idir_blocks"] * self.block_size // 8 - len(self.chunks)
+        chunks = min(chunks, self.alloc.available // layout.chunk_blocks(self.block_size))
+        return len(self.free_inodes) + chunks * CHUNK_INODES
+
+    @property
+    def inodes(self) -> int:
+        """Inodes in use, and those there is room for."""
+        return self.ino_end - 1 - len(self.free_inodes) + self.inodes_free
+
+    # -- space --
+
+    @property
+    def free(self) -> int:
+        count: int = self.alloc.free.blocks
+        return count
+
+    @property
+    def busy(self) -> int:
+        """Blocks that only pins keep: the busy list, and pinned blocks of files whose last name is gone."""
+        return self.busy_list.blocks + sum(count for _, count in self._unlinked_runs())
+
+    @property
+    def pinned(self) -> int:
+        return self.pins.blocks
+
+    @property
+    def used(self) -> int:
+        return self.blocks - self.free - self.busy
+
+    def busy_runs(self) -> list[Run]:
+        """All busy runs, sorted."""
+        runs: list[Run] = sorted([*self.busy_list.extents.runs(), *self._unlinked_runs()])
+        return runs
+
+    def _unlinked_runs(self) -> list[Run]:
+        """Pinned runs that an unlinked file still owns because a descriptor (its holder's, say) is open."""
+        found = RunSet()
+        for pin in self.pins:
+            if pin.inode is None or pin.inode.nlink or pin.inode.dead:
+                continue
+            for start, count in pin.runs:
+                rest = [(start, count)]
+                for other in (self.busy_list.extents, found):
+                    rest = [piece for run in rest for piece in _outside(other, run)]
+                for piece in rest:
+                    found.add(*piece)
+        runs: list[Run] = found.runs()
+        return runs
+
+    def release(self, runs: list[Run]) -> None:
+        """Blocks that no file owns any more: idle ones are free, pinned ones busy."""
+        idle, pinned = self.pins.counts.split(runs)
+        self.alloc.give(idle)
+        self.busy_list.insert(pinned)
+
+    def free_unpinned(self, now: int, limit: int) -> bool:
+        """Delayed free: give back at most `limit` busy runs whose last pin went. Whether there are more."""
+        self.alloc.give(self.busy_list.clear(limit))
+        return len(self.busy_list.due) > 0
+
+    # -- proof --
+
+    def check(self) -> None:
+        """Prove the invariants of all structures, and (I1) against media. ValueError or Corrupt says what is wrong."""
+        self.alloc.check(self.blocks)
+        self.busy_list.check()
+        self.pins.check()
+        for inode in self._inodes.values():
+            inode.map.check()
+            if inode.directory is not None:
+                inode.directory.check()
+        found = scan.survey(self)
+        starts, counts = found.gaps(self.blocks)
+        unowned = RunSet()
+        unowned.load(np.ascontiguousarray(starts, np.uint64), np.ascontiguousarray(counts, np.uint64))
+        for what, runs in (("free", self.alloc.free.runs()), ("busy", self.busy_list.extents.runs())):
+            for start, count in runs:
+                if unowned.remove(start, count) != [(start, count)]:
+                    raise ValueError(f"{what} run {start}+{count} has another owner")
+                if what == "free" and self.pins.counts.any(start, count):
+                    raise ValueError(f"free run {start}+{count} is pinned")
+        if unowned.blocks:
+            raise ValueError(f"{unowned.blocks} blocks have no owner: {unowned.runs(0, 4)}")
+        if sorted(found.free_inodes) != sorted(self.free_inodes):
+            raise ValueError("the list of free inodes is not what media say")
+
+
+class _NumberBack:
+    """Gives an inode number back if the transaction that took it is aborted."""
+
+    def __init__(self, volume: Volume, ino: int) -> None:
+        self._volume, self._ino = volume, ino
+
+    def revert(self) -> None:
+        self._volume.free_inodes.append(self._ino)
+
+
+def _outside(runs: RunSet, run: Run) -> list[Run]:
+    """What of a run is not in the set."""
+    out = []
+    at, end = run[0], run[0] + run[1]
+    for start, count in runs.within(*run):
+        if start > at:
+            out.append((at, start - at))
+        at = start + count
+    if at < end:
+        out.append((at, end - at))
+    return out
