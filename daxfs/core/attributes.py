@@ -1,0 +1,150 @@
+"""Attributes of an inode: mode, owner, size, times, extended attributes and ACLs.
+
+The rules of Linux that the kernel leaves to the file system (FUSE_HANDLE_KILLPRIV_V2, FUSE_POSIX_ACL): a change of owner drops
+suid, and sgid of group-executable files; a write or truncate without CAP_FSETID does so too; both drop
+`security.capability`; chmod and the access ACL keep each other right. Who may do what the kernel has checked.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+
+from daxfs.core import acl, fileops, xattr
+from daxfs.core.inode import Inode
+from daxfs.core.volume import Transaction, Volume
+from daxfs.errors import AccessDenied, BadArgument, NotSupported
+
+CAPABILITY = b"security.capability"
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
+_ACLS = (acl.ACCESS, acl.DEFAULT)
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What setattr changes; None: not this. Times in ns. `kill_priv`: the caller lacks CAP_FSETID."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime: int | None = None
+    mtime: int | None = None
+    ctime: int | None = None
+    kill_priv: bool = False
+
+
+def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
+    """chmod, chown, truncate, utimensat: all that is asked, in one transaction."""
+    with vol.transaction(now) as txn:
+        if new.size is not None:
+            fileops.resize(vol, txn, inode, new.size)
+            inode.mtime = now
+            drop_privileges(vol, txn, inode, new.kill_priv)
+        if new.uid is not None or new.gid is not None:
+            inode.uid = inode.uid if new.uid is None else new.uid
+            inode.gid = inode.gid if new.gid is None else new.gid
+            if not inode.is_dir:
+                drop_privileges(vol, txn, inode, True)
+        if new.mode is not None:
+            inode.mode = inode.mode & ~0o7777 | new.mode & 0o7777
+            _chmod_acl(vol, txn, inode)
+        if new.atime is not None:
+            inode.atime = new.atime
+        if new.mtime is not None:
+            inode.mtime = new.mtime
+        inode.ctime = now if new.ctime is None else new.ctime
+        txn.dirty(inode)
+
+
+def _chmod_acl(vol: Volume, txn: Transaction, inode: Inode) -> None:
+    if not inode.is_symlink and acl.ACCESS in xattr.names(vol, inode):
+        value = acl.chmod(xattr.get(vol, inode, acl.ACCESS), inode.mode)
+        xattr.set(vol, txn, inode, acl.ACCESS, value, 0)
+
+
+def _killed(mode: int, kill_priv: bool) -> int:
+    """The suid and sgid bits that a change of data or owner takes away."""
+    if not kill_priv:
+        return 0
+    return mode & (stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+
+
+def has_privileges(vol: Volume, inode: Inode, kill_priv: bool) -> bool:
+    """Whether `drop_privileges` has something to do."""
+    if _killed(inode.mode, kill_priv):
+        return True
+    return bool(inode.xattr_inline or inode.xattr_block) and CAPABILITY in xattr.names(vol, inode)
+
+
+def drop_privileges(vol: Volume, txn: Transaction, inode: Inode, kill_priv: bool) -> None:
+    if inode.is_file and has_privileges(vol, inode, kill_priv):
+        inode.mode &= ~_killed(inode.mode, kill_priv)
+        if CAPABILITY in xattr.names(vol, inode):
+            xattr.remove(vol, txn, inode, CAPABILITY)
+        txn.dirty(inode)
+
+
+# -- extended attributes --
+
+
+def getxattr(vol: Volume, inode: Inode, name: bytes) -> bytes:
+    """The value. NoData, NotSupported (a namespace that daxfs does not have)."""
+    _check_namespace(name)
+    return xattr.get(vol, inode, name)
+
+
+def listxattr(vol: Volume, inode: Inode, *, trusted: bool = True) -> list[bytes]:
+    """All names; those of `trusted.` only for those who may see them."""
+    return [name for name in xattr.names(vol, inode) if trusted or not name.startswith(b"trusted.")]
+
+
+def setxattr(vol: Volume, now: int, inode: Inode, name: bytes, value: bytes, flags: int = 0, *,
+             kill_sgid: bool = False) -> None:  # fmt: skip
+    """Set an attribute; an ACL changes the mode as well. BadArgument for an ACL that is none."""
+    _check_namespace(name)
+    with vol.transaction(now) as txn:
+        txn.dirty(inode)
+        if name in _ACLS:
+            _set_acl(vol, txn, inode, name, value, flags, kill_sgid)
+        else:
+            xattr.set(vol, txn, inode, name, value, flags)
+        inode.ctime = now
+
+
+def removexattr(vol: Volume, now: int, inode: Inode, name: bytes) -> None:
+    """NoData if there is none of this name."""
+    _check_namespace(name)
+    with vol.transaction(now) as txn:
+        xattr.remove(vol, txn, inode, name)
+        inode.ctime = now
+
+
+def _set_acl(vol: Volume, txn: Transaction, inode: Inode, name: bytes, value: bytes, flags: int,
+             kill_sgid: bool) -> None:  # fmt: skip
+    if inode.is_symlink:
+        raise NotSupported("a symbolic link has no ACL")
+    keep = bool(acl.parse(value))
+    if name == acl.DEFAULT and not inode.is_dir:
+        if keep:
+            raise AccessDenied("only a directory has a default ACL")
+        return
+    if name == acl.ACCESS and keep:
+        mode, says_all = acl.equivalent_mode(value)
+        inode.mode = inode.mode & ~0o777 | mode
+        if kill_sgid:
+            inode.mode &= ~stat.S_ISGID
+        keep = not says_all
+    if keep:
+        xattr.set(vol, txn, inode, name, value, flags)
+    elif name in xattr.names(vol, inode):
+        xattr.remove(vol, txn, inode, name)
+
+
+def _check_namespace(name: bytes) -> None:
+    if name in _ACLS:
+        return
+    if not name.startswith(_NAMESPACES):
+        raise NotSupported("extended attributes are in user., trusted., security., or POSIX ACLs")
+    if name in _NAMESPACES:
+        raise BadArgument("an extended attribute needs a name behind its namespace")

@@ -1,0 +1,273 @@
+"""A directory's entries: the blocks that hold them, and the index in memory that finds them.
+
+Owns the name index (name -> inode, type, position) and the free slots of one directory. A directory is a file of blocks;
+each block is a header and records that fill it to its end, entries and free slots alike, in granules of 16 bytes.
+
+Rules
+- An entry never moves and never changes its length: its position (byte offset in the directory) is a readdir cookie.
+- Free slots of a block are merged when they touch, so the longest name fits wherever it can fit.
+- The index is authoritative inside a transaction: media follows at commit. After an abort `revert` forgets it.
+- Blocks on media are hostile: a record that this module would not have written is Corrupt, and so is the directory.
+
+Not here: `.` and `..` (the inode's parent), times and link counts (namespace.py), giving blocks back: a directory keeps
+the blocks it once had until it dies, and uses their slots again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from crc32c import crc32c
+
+from daxfs.core.layout import CHUNK_INODES, DIRBLOCK, DIRBLOCK_MAGIC, DIRENT, DIRENT_ALIGN, NAME_MAX, seal, verify
+from daxfs.errors import Corrupt, Exists, NameTooLong, NoEntry
+
+if TYPE_CHECKING:
+    from daxfs.core.inode import Inode
+    from daxfs.core.transaction import Transaction
+    from daxfs.core.volume import Volume
+
+TYPES = frozenset((1, 2, 4, 6, 8, 10, 12))  # DT_FIFO, CHR, DIR, BLK, REG, LNK, SOCK
+
+_NO_NAMES = frozenset((b"", b".", b".."))
+_GRANULES_MAX = (DIRENT.size + NAME_MAX + DIRENT_ALIGN - 1) // DIRENT_ALIGN
+_FIRST = DIRBLOCK.size // DIRENT_ALIGN  # granule of a block's first record
+
+# Value of the index: the inode number above a word of position (a multiple of 16) and type. One int, no tuple: a third of
+# the memory, and nothing for the garbage collector to visit.
+_INO_SHIFT = 64
+_TYPE = DIRENT_ALIGN - 1
+_POSITION = (1 << _INO_SHIFT) - DIRENT_ALIGN
+
+Record = tuple[int, int, int, int, bytes]  # offset in the block, granules, ino (0: free), type, name
+
+
+def granules(name: bytes) -> int:
+    """Length of the entry of this name."""
+    return (DIRENT.size + len(name) + DIRENT_ALIGN - 1) // DIRENT_ALIGN
+
+
+def pack_record(ino: int, length: int, dtype: int, name: bytes) -> bytes:
+    """An entry (or, with ino 0, a free slot) of `length` granules, without its padding."""
+    record = DIRENT.struct.pack(ino, 0, length, len(name), dtype) + name
+    head, tail = record[:8], record[12:]
+    return head + crc32c(tail, crc32c(head)).to_bytes(4, "little") + tail
+
+
+def pack_block(address: int, ino: int, index: int, block_size: int) -> bytes:
+    """A directory block that is one free slot."""
+    header = seal(DIRBLOCK.pack(magic=DIRBLOCK_MAGIC, crc=0, address=address, ino=ino, index=index))
+    slot = pack_record(0, block_size // DIRENT_ALIGN - _FIRST, 0, b"")
+    return (header + slot).ljust(block_size, b"\0")
+
+
+def parse_block(data: bytes, address: int, ino: int, index: int, ino_end: int) -> list[Record]:
+    """All records of a directory block, in order; Corrupt unless every byte that counts is right."""
+    what = f"directory {ino}, block {index}"
+    verify(data[: DIRBLOCK.size], DIRBLOCK_MAGIC, what)
+    header = DIRBLOCK.unpack(data)
+    if (header["address"], header["ino"], header["index"]) != (address, ino, index):
+        raise Corrupt(f"{what}: belongs elsewhere (inode {header['ino']}, block {header['index']})")
+    records: list[Record] = []
+    names: list[bytes] = []
+    unpack = DIRENT.struct.unpack_from
+    at, end = DIRBLOCK.size, len(data)
+    while at < end:
+        target, crc, length, name_length, dtype = unpack(data, at)
+        stop = at + 16 + name_length
+        if crc32c(data[at + 12 : stop], crc32c(data[at : at + 8])) != crc:
+            raise Corrupt(f"{what}: bad checksum of the entry at {at}")
+        name = data[at + 16 : stop]
+        following = at + length * DIRENT_ALIGN
+        if following > end or following < stop:
+            raise Corrupt(f"{what}: entry at {at} has length {length}")
+        records.append((at, length, target, dtype, name))
+        if target:
+            if following - stop >= DIRENT_ALIGN or target >= ino_end or dtype not in TYPES:
+                raise Corrupt(f"{what}: entry at {at} is not valid")
+            names.append(name)
+        elif name_length or dtype:
+            raise Corrupt(f"{what}: free slot at {at} is not valid")
+        at = following
+    if not valid_names(names):
+        raise Corrupt(f"{what}: a name is not valid")
+    return records
+
+
+def valid_names(names: list[bytes]) -> bool:
+    joined = b"/".join(names)
+    return not names or (
+        joined.count(b"/") == len(names) - 1 and b"\0" not in joined and _NO_NAMES.isdisjoint(names)
+    )
+
+
+class Slots:
+    """Free slots, all in granules from the start of the directory, and by length for best fit."""
+
+    __slots__ = ("_bins", "_ends", "starts")
+
+    def __init__(self) -> None:
+        self.starts: dict[int, int] = {}  # start -> length
+        self._ends: dict[int, int] = {}  # end -> start
+        # One bin per length; the last one also holds all that are longer. Dicts, because a set's pop is slow after deletes.
+        self._bins: list[dict[int, None]] = [{} for _ in range(_GRANULES_MAX + 1)]
+
+    def add(self, start: int, length: int) -> tuple[int, int]:
+        """Free a slot; it is merged with its free neighbours. The slot that it became part of."""
+        end = start + length
+        if end in self.starts:
+            end += self._drop(end)
+        if start in self._ends:
+            start = self._ends[start]
+            self._drop(start)
+        self.put(start, end - start)
+        return start, end - start
+
+    def put(self, start: int, length: int) -> None:
+        self.starts[start] = length
+        self._ends[start + length] = start
+        self._bins[min(length, _GRANULES_MAX)][start] = None
+
+    def take(self, need: int) -> tuple[int, int] | None:
+        """Remove the slot that fits best: (start, length)."""
+        for slots in self._bins[need:]:
+            if slots:
+                start = next(reversed(slots))
+                return start, self._drop(start)
+        return None
+
+    def _drop(self, start: int) -> int:
+        length = self.starts.pop(start)
+        del self._ends[start + length]
+        del self._bins[min(length, _GRANULES_MAX)][start]
+        return length
+
+
+class Directory:
+    """One directory; built on first use, from media."""
+
+    __slots__ = ("_index", "_inode", "_slots", "_vol")
+
+    def __init__(self, vol: Volume, inode: Inode) -> None:
+        self._vol = vol
+        self._inode = inode
+        self._index: dict[bytes, int] | None = None
+        self._slots = Slots()
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def lookup(self, name: bytes) -> tuple[int, int] | None:
+        """(ino, type) of the entry."""
+        value = self._names().get(name)
+        return None if value is None else (value >> _INO_SHIFT, value & _TYPE)
+
+    def is_empty(self) -> bool:
+        return not self._names()
+
+    def insert(self, txn: Transaction, name: bytes, ino: int, dtype: int) -> None:
+        names = self._names()
+        if name in names:
+            raise Exists
+        if len(name) > NAME_MAX:
+            raise NameTooLong
+        need = granules(name)
+        slot = self._slots.take(need) or self._grow(txn)
+        txn.touch(self)
+        start, length = slot
+        data = pack_record(ino, need, dtype, name)
+        if length > need:
+            self._slots.put(start + need, length - need)
+            data = data.ljust(need * DIRENT_ALIGN, b"\0") + pack_record(0, length - need, 0, b"")
+        position = start * DIRENT_ALIGN
+        txn.write(self._address(position), data)
+        names[name] = ino << _INO_SHIFT | position | dtype
+
+    def remove(self, txn: Transaction, name: bytes) -> None:
+        names = self._names()
+        if name not in names:
+            raise NoEntry
+        txn.touch(self)
+        start, length = self._slots.add((names.pop(name) & _POSITION) // DIRENT_ALIGN, granules(name))
+        txn.write(self._address(start * DIRENT_ALIGN), pack_record(0, length, 0, b""))
+
+    def replace(self, txn: Transaction, name: bytes, ino: int, dtype: int) -> None:
+        """The same name for another inode, in place."""
+        names = self._names()
+        if name not in names:
+            raise NoEntry
+        txn.touch(self)
+        position = names[name] & _POSITION
+        txn.write(self._address(position), pack_record(ino, granules(name), dtype, name))
+        names[name] = ino << _INO_SHIFT | position | dtype
+
+    def entries(self, position: int = 0) -> Iterator[tuple[bytes, int, int, int]]:
+        """(name, ino, type, position to go on from) of each entry from `position` on, read from media: not for use inside
+        a transaction that changes this directory. Changes while it runs are seen or not, other entries come once."""
+        block_size = self._vol.block_size
+        for index in range(position // block_size, self._inode.size // block_size):
+            base = index * block_size
+            for at, length, ino, dtype, name in self._records(index):
+                if ino and base + at >= position:
+                    yield name, ino, dtype, base + at + length * DIRENT_ALIGN
+
+    def revert(self) -> None:
+        """After an aborted transaction."""
+        self._index = None
+        self._slots = Slots()
+
+    def check(self) -> None:
+        """Corrupt unless memory says what media says."""
+        if self._index is None:
+            return
+        fresh = Directory(self._vol, self._inode)
+        if fresh._names() != self._index:
+            raise Corrupt(f"directory {self._inode.ino}: the index differs from media")
+        if fresh._slots.starts != self._slots.starts:
+            raise Corrupt(f"directory {self._inode.ino}: the free slots differ from media")
+
+    def _names(self) -> dict[bytes, int]:
+        if self._index is None:
+            self._load()
+        assert self._index is not None
+        return self._index
+
+    def _load(self) -> None:
+        block_size = self._vol.block_size
+        names: dict[bytes, int] = {}
+        slots = Slots()
+        entries = 0
+        for index in range(self._inode.size // block_size):
+            base = index * block_size
+            for at, length, ino, dtype, name in self._records(index):
+                if ino:
+                    names[name] = ino << _INO_SHIFT | base + at | dtype
+                    entries += 1
+                else:
+                    slots.put((base + at) // DIRENT_ALIGN, length)
+        if len(names) != entries:
+            raise Corrupt(f"directory {self._inode.ino}: a name is in it twice")
+        self._index, self._slots = names, slots
+
+    def _records(self, index: int) -> list[Record]:
+        vol, ino = self._vol, self._inode.ino
+        address = self._inode.block(index)
+        if not address:
+            raise Corrupt(f"directory {ino}: block {index} is missing")
+        data = vol.pmem.load(address * vol.block_size, vol.block_size)
+        return parse_block(data, address, ino, index, len(vol.chunks) * CHUNK_INODES)
+
+    def _grow(self, txn: Transaction) -> tuple[int, int]:
+        """One more block: its only slot. May fail, so nothing of ours is changed before."""
+        block_size = self._vol.block_size
+        address = self._inode.append_block(txn)
+        index = self._inode.size // block_size - 1
+        txn.fresh(address * block_size, pack_block(address, self._inode.ino, index, block_size))
+        per_block = block_size // DIRENT_ALIGN
+        return index * per_block + _FIRST, per_block - _FIRST
+
+    def _address(self, position: int) -> int:
+        """Where on the image a byte of the directory is."""
+        index, offset = divmod(position, self._vol.block_size)
+        return self._inode.block(index) * self._vol.block_size + offset

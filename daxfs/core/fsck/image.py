@@ -1,0 +1,127 @@
+"""The image under check: a private mapping, its superblock, its journal, and the chunks of its inode table.
+
+Nothing is written to the image. A transaction that was committed but not applied is replayed into the private mapping, so
+what is checked is what the next mount will see.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from daxfs.core import layout, superblock
+from daxfs.core.fsck.report import Array, Report
+from daxfs.core.journal import Journal
+from daxfs.core.layout import JOURNAL_HEADER, SUPERBLOCK
+from daxfs.core.pmem import Pmem
+from daxfs.errors import Corrupt, ImageError
+
+if TYPE_CHECKING:
+    from daxfs.core.superblock import Superblock
+
+# What both copies of the superblock agree on for ever.
+_CONSTANT = ("kind", "version", "uuid", "block_size", "blocks", "journal_start", "journal_blocks", "idir_start",
+             "idir_blocks", "data_start", "created")  # fmt: skip
+
+
+class Image:
+    """`chunk_numbers` and `chunk_blocks`: the chunks of the inode table that can be read, in order of number."""
+
+    def __init__(self, pmem: Pmem, sb: Superblock, report: Report) -> None:
+        self.pmem = pmem
+        self.sb = sb
+        self.block_size: int = sb["block_size"]
+        self.blocks: int = sb["blocks"]
+        self.data = range(sb["data_start"], self.blocks)
+        self.clean = sb["state"] == layout.STATE_CLEAN
+        self.per_chunk = layout.chunk_blocks(self.block_size)
+        _check_superblocks(pmem, sb, report)
+        _replay(pmem, sb, report)
+        self.chunk_numbers, self.chunk_blocks = self._chunks(report)
+
+    def block(self, number: int) -> bytes:
+        return self.pmem.load(number * self.block_size, self.block_size)
+
+    def _chunks(self, report: Report) -> tuple[Array, Array]:
+        size = self.block_size
+        start, count = self.sb["idir_start"] * size, self.sb["idir_blocks"] * size
+        words = np.frombuffer(self.pmem.load(start, count), "<u8")
+        numbers, blocks = [], []
+        used = np.flatnonzero(words)
+        for index, word in zip(used.tolist(), words[used].tolist(), strict=True):
+            try:
+                block = layout.idir_block(index, word)
+            except Corrupt as e:
+                report.error(f"{e.why}; its {layout.CHUNK_INODES} inodes are lost")
+                continue
+            if block not in self.data or block + self.per_chunk > self.blocks:
+                report.error(f"inode directory: chunk {index} lies outside the data region")
+                continue
+            numbers.append(index)
+            blocks.append(block)
+        if len(used) and int(used[-1]) != len(used) - 1:
+            report.error("inode directory: an entry in the middle is missing")
+        return self._apart(np.array(numbers, np.int64), np.array(blocks, np.int64), report)
+
+    def _apart(self, numbers: Array, blocks: Array, report: Report) -> tuple[Array, Array]:
+        """Only chunks that do not overlap: so what is read stays within the size of the image."""
+        order = np.argsort(blocks, kind="stable")
+        close = np.diff(blocks[order]) < self.per_chunk
+        bad = order[1:][close]
+        report.each("inode directory: chunk {} lies on another chunk, at block {}", numbers[bad], blocks[bad])
+        return np.delete(numbers, bad), np.delete(blocks, bad)
+
+
+@contextmanager
+def open_image(target: str | os.PathLike[str] | Pmem, report: Report) -> Iterator[Image]:
+    """The image of a path (locked against mounts meanwhile), or the one that a volume has open. ImageError if it cannot
+    be checked at all."""
+    lock = not isinstance(target, Pmem)
+    pmem = Pmem(report.path, readonly=True, private=True, lock=lock)
+    try:
+        try:
+            sb = superblock.load(pmem)
+        except ImageError as e:
+            advice = "nothing can be read without one; restore the image from a copy"
+            raise ImageError(e.why.replace(f"see: daxfs fsck {pmem.path}", advice)) from None
+        yield Image(pmem, sb, report)
+    finally:
+        pmem.close()
+
+
+def _check_superblocks(pmem: Pmem, newest: Superblock, report: Report) -> None:
+    for copy, at in ((0, 0), (1, newest["block_size"])):
+        what = f"superblock copy {'AB'[copy]}"
+        record = pmem.load(at, SUPERBLOCK.size)
+        try:
+            layout.verify(record, layout.SB_MAGIC, what)
+        except Corrupt as e:
+            report.error(f"{e.why}; the other copy is used")
+            continue
+        values = SUPERBLOCK.unpack(record)
+        if values["copy"] != copy or any(values[name] != newest[name] for name in _CONSTANT):
+            report.error(f"{what}: it does not go with the other copy")
+        elif values["sequence"] == newest["sequence"] and newest["copy"] != copy:
+            report.error("both copies of the superblock have the same sequence")
+    if newest["state"] == layout.STATE_MOUNTED:
+        report.note("the volume is mounted, or was not unmounted: the next mount recovers it")
+
+
+def _replay(pmem: Pmem, sb: Superblock, report: Report) -> None:
+    size, start, blocks = sb["block_size"], sb["journal_start"], sb["journal_blocks"]
+    journal = Journal(pmem, start, blocks, size)
+    try:
+        if JOURNAL_HEADER.unpack(pmem.view, start * size)["body_blocks"] != blocks - 1:
+            report.error("journal header: its size is not the superblock's")
+        if journal.replay():
+            text = "a committed transaction waits in the journal: checked as if it were applied"
+            if sb["state"] == layout.STATE_CLEAN:
+                report.error(f"{text}, but the volume is marked clean")
+            else:
+                report.note(text)
+    except Corrupt as e:
+        report.error(e.why)
