@@ -1,11 +1,11 @@
 """The pin ABI: ioctl numbers, structures, flags. Client and daemon share this module and nothing else.
 
-A pin belongs to an open file description: `ioctl(fd, IOC_PIN, buffer)` on a regular file of the mount. The last close of that
-description releases it. Offsets and lengths of calls are bytes; runs are (start block, count) on the image.
-Admin calls (`IOC_INFO`, `IOC_LIST_PINS`, `IOC_LIST_BUSY`) go to the root directory of the mount or any file in it.
+A pin belongs to an open file description: `ioctl(fd, IOC_PIN, buffer)` on a regular file of the mount. The last close of
+that description releases it. Offsets and lengths of calls are bytes; runs are (start block, count) on the image.
+Reports (IOC_REPORT) are asked of the root directory of the mount, or of any file or directory in it.
 
-Numbers are made as `_IOC` of `<asm-generic/ioctl.h>` makes them, type byte 0xDA. Structures are little-endian, without padding.
-Only the standard library is imported here: this module runs inside other people's processes.
+Numbers are made as `_IOC` of `<asm-generic/ioctl.h>` makes them, type byte 0xDA. Structures are little-endian, without
+padding. Only the standard library is imported here: this module runs inside other people's processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FOLL_LONGTERM = 1 << 8
 FOLL_PIN = 1 << 19
 PIN_FLAGS = FOLL_WRITE | FOLL_GET | FOLL_LONGTERM | FOLL_PIN
 
-# PIN: in: offset, length (bytes, block aligned), flags. out: id, how many runs, how many blocks. Runs are fetched by PIN_RUNS.
+# PIN: in: offset, length (bytes, block aligned), flags. out: id, how many runs, how many blocks. PIN_RUNS has the runs.
 # Errors: EINVAL (misaligned, empty, flags), EACCES (write pin of a read-only descriptor), ENXIO (beyond the end of file),
 # EFAULT (read pin of a hole), EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full).
 PIN = struct.Struct("<QQIIQQQ")  # offset, length, flags, zero, id, runs, blocks
@@ -44,7 +44,8 @@ UNPIN_DIRTY = 1
 PAGE = struct.Struct("<QQII")  # key (pin id, or 0), first, count, total
 PAGE_BYTES = 8192
 
-# PIN_RUNS: key = pin id; records of RUN. EXTENTS: key = first logical block wanted (`first` is not used, 0); records of EXTENT.
+# PIN_RUNS: key = pin id; records of RUN.
+# EXTENTS: key = first logical block wanted (`first` is not used, 0); records of EXTENT.
 RUN = struct.Struct("<QQ")  # start block, count
 IOC_PIN_RUNS = _iowr(3, PAGE_BYTES)
 EXTENT = struct.Struct("<QQQII")  # logical, physical, count, unwritten, zero

@@ -1,7 +1,7 @@
 """Attributes of an inode: mode, owner, size, times, extended attributes and ACLs.
 
-The rules of Linux that the kernel leaves to the file system (FUSE_HANDLE_KILLPRIV_V2, FUSE_POSIX_ACL): a change of owner drops
-suid, and sgid of group-executable files; a write or truncate without CAP_FSETID does so too; both drop
+The rules of Linux that the kernel leaves to the file system (FUSE_HANDLE_KILLPRIV_V2, FUSE_POSIX_ACL): a change of owner
+drops suid, and sgid of group-executable files; a write or truncate without CAP_FSETID does so too; both drop
 `security.capability`; chmod and the access ACL keep each other right. Who may do what the kernel has checked.
 """
 

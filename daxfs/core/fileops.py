@@ -108,7 +108,7 @@ def _fit(vol: Volume, offset: int, data: memoryview, gaps: list[tuple[int, int]]
 def _allocate(vol: Volume, txn: Transaction, inode: Inode, gaps: list[tuple[int, int]], *, unwritten: bool) -> None:
     """Blocks for the holes of a file, close to what comes before each."""
     mapped = inode.map
-    taken = []
+    taken: list[tuple[int, int, int]] = []
     for logical, count in gaps:
         before = mapped.find(logical - 1) if logical else None
         goal = before[1] + (logical - before[0]) if before else (taken[-1][1] + taken[-1][2] if taken else 0)
@@ -303,9 +303,9 @@ def seek(vol: Volume, inode: Inode, offset: int, whence: int) -> int:
         raise BadArgument(f"lseek: whence {whence} is not SEEK_DATA or SEEK_HOLE")
     if offset < 0 or offset >= size:
         raise NoSuchAddress("the offset is behind the end of file")
-    found = inode.map.next_data(offset // block) if whence == os.SEEK_DATA else inode.map.next_hole(offset // block)
     if whence == os.SEEK_HOLE:
-        return min(max(offset, found * block), size)
+        return min(max(offset, inode.map.next_hole(offset // block) * block), size)
+    found = inode.map.next_data(offset // block)
     if found is None or found * block >= size:
         raise NoSuchAddress("no data behind the offset")
     return max(offset, found * block)

@@ -54,7 +54,7 @@ def format_image(path: str | os.PathLike[str], size: int, *, block_size: int = l
 
 def _plan(blocks: int, block_size: int) -> Superblock:
     """Where everything goes."""
-    sb: Superblock = {name: 0 for name in layout.SUPERBLOCK.names}
+    sb: Superblock = dict.fromkeys(layout.SUPERBLOCK.names, 0)
     sb.update(kind=layout.SB_KIND, version=layout.MEDIA_VERSION, block_size=block_size, blocks=blocks,
               state=layout.STATE_CLEAN, boot_id=bytes(16), reserved=b"", journal_start=2)  # fmt: skip
     journal_bytes = min(JOURNAL_BYTES_MAX, max(JOURNAL_BYTES_MIN, blocks * block_size // 64))

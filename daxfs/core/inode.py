@@ -11,7 +11,7 @@ map, where the native session sees it. Bytes from media are believed only after 
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daxfs.core import layout
 from daxfs.core.extents import HOT_READ, HOT_WRITE, ExtentMap
@@ -32,9 +32,35 @@ _unpack = INODE.struct.unpack_from
 class Inode:
     """One file. Fields as in layout.INODE; times are ns since 1970; `size` is bytes."""
 
-    __slots__ = ("ino", "at", "generation", "mode", "uid", "gid", "nlink", "flags", "rdev", "parent", "btime", "target",
-                 "xattr_inline", "xattr_block", "xattrs", "directory", "nlookup", "opens", "dead", "_times", "_map",
-                 "_leaf", "_extents", "_blocks", "_inline", "_volume", "__weakref__")  # fmt: skip
+    __slots__ = (
+        "__weakref__",
+        "_blocks",
+        "_extents",
+        "_inline",
+        "_leaf",
+        "_map",
+        "_times",
+        "_volume",
+        "at",
+        "btime",
+        "dead",
+        "directory",
+        "flags",
+        "generation",
+        "gid",
+        "ino",
+        "mode",
+        "nlink",
+        "nlookup",
+        "opens",
+        "parent",
+        "rdev",
+        "target",
+        "uid",
+        "xattr_block",
+        "xattr_inline",
+        "xattrs",
+    )  # fmt: skip
 
     def __init__(self, volume: Volume, ino: int, at: int) -> None:
         self._volume = volume
@@ -291,7 +317,7 @@ class Inode:
         self._map.hot = hot
 
 
-def read_leaf(view: memoryview, block: int, block_size: int, ino: int, generation: int) -> tuple[dict[str, int], memoryview]:
+def read_leaf(view: memoryview, block: int, block_size: int, ino: int, generation: int) -> tuple[dict[str, Any], memoryview]:
     """A leaf's header fields and its extents. Corrupt if it cannot be believed."""
     data = view[block * block_size : (block + 1) * block_size]
     head = LEAF.unpack(data)
@@ -303,4 +329,4 @@ def read_leaf(view: memoryview, block: int, block_size: int, ino: int, generatio
     layout.verify(data, layout.LEAF_MAGIC, what, end=end)
     if (head["address"], head["ino"], head["generation"]) != (block, ino, generation):
         raise Corrupt(f"{what}: it belongs to inode {head['ino']}")
-    return {name: value for name, value in head.items() if isinstance(value, int)}, data[LEAF.size : end]
+    return head, data[LEAF.size : end]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from crc32c import crc32c
 
@@ -63,7 +64,7 @@ class Table:
             at += struct.calcsize("<" + f.code)
         self.names = tuple(f.name for f in self.fields)
 
-    def unpack(self, data: bytes | memoryview, at: int = 0) -> dict[str, int | bytes]:
+    def unpack(self, data: bytes | memoryview, at: int = 0) -> dict[str, Any]:
         return dict(zip(self.names, self.struct.unpack_from(data, at), strict=True))
 
     def pack(self, **values: int | bytes) -> bytes:

@@ -18,7 +18,16 @@ from daxfs.core.directory import Directory
 from daxfs.core.inode import Inode
 from daxfs.core.volume import Transaction, Volume
 from daxfs.errors import (
-    BadArgument, BadHandle, Corrupt, Exists, IsDirectory, NameTooLong, NoEntry, NotDirectory, NotEmpty, NotPermitted,
+    BadArgument,
+    BadHandle,
+    Corrupt,
+    Exists,
+    IsDirectory,
+    NameTooLong,
+    NoEntry,
+    NotDirectory,
+    NotEmpty,
+    NotPermitted,
     TooManyLinks,
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ Not here: what the bytes mean (layout.py), and when to flush (whoever stores).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -90,10 +91,8 @@ class Pmem:
         self.words.release()
         self.view.release()
         del self.bytes
-        try:
+        with contextlib.suppress(BufferError):  # somebody still reads from the mapping: it goes when they do
             self._map.close()
-        except BufferError:  # somebody still reads from the mapping: it goes when they do
-            pass
         os.close(self._fd)
 
 

@@ -108,7 +108,7 @@ def _verify(batch: Array, numbers: Array) -> None:
     if bool((batch["magic"] != layout.INODE_MAGIC).any()) or bool((batch["ino"] != numbers).any()):
         bad = numbers[(batch["magic"] != layout.INODE_MAGIC) | (batch["ino"] != numbers)]
         raise Corrupt(f"inode {int(bad[0])}: the record is not an inode, or another's")
-    raw = memoryview(np.ascontiguousarray(batch).view(np.uint8))
+    raw = np.ascontiguousarray(batch).view(np.uint8).data
     for i, ino in enumerate(numbers):
         at = i * layout.INODE_SIZE
         layout.verify(raw[at : at + layout.INODE_SIZE], layout.INODE_MAGIC, f"inode {ino}", end=layout.INODE_CRC_END)

@@ -28,7 +28,7 @@ def store(volume: Volume) -> None:
     sb["snapshot_start"] = sb["snapshot_blocks"] = 0
     if volume.busy_list.blocks or blocks > alloc.free.blocks:
         return
-    place = alloc.free.take(blocks, volume.sb["data_start"])
+    place = alloc.take(blocks, volume.sb["data_start"], meta=True)
     alloc.give(place)
     if len(place) > 1:
         return
@@ -55,7 +55,7 @@ def load(volume: Volume) -> bool:
         layout.verify(data[: SNAPSHOT.size], layout.SNAPSHOT_MAGIC, "snapshot")
     except Corrupt:
         return False
-    head = {name: value for name, value in SNAPSHOT.unpack(data).items() if isinstance(value, int)}
+    head = SNAPSHOT.unpack(data)
     count, inodes = head["runs"], head["free_inodes"]
     end = SNAPSHOT.size + 16 * count + 8 * inodes
     payload = data[SNAPSHOT.size : end]
@@ -68,7 +68,7 @@ def load(volume: Volume) -> bool:
     if count and not (runs[0, 0] >= sb["data_start"] and ends[-1] <= volume.blocks and (ends[:-1] < runs[1:, 0]).all()):
         return False
     numbers = np.frombuffer(payload, "<u8", inodes, 16 * count)
-    if inodes and not (0 < numbers.min() and numbers.max() < len(volume.chunks) * layout.CHUNK_INODES):
+    if inodes and not (numbers.min() > 0 and numbers.max() < len(volume.chunks) * layout.CHUNK_INODES):
         return False
     volume.alloc.free.load(np.ascontiguousarray(runs[:, 0], np.uint64), np.ascontiguousarray(runs[:, 1], np.uint64))
     volume.free_inodes = [int(n) for n in numbers]

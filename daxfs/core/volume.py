@@ -11,6 +11,7 @@ Not here: the verbs (namespace.py, fileops.py, attributes.py), pins' verbs (hold
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from daxfs.core.format import format_image
 from daxfs.core.inode import Inode
 from daxfs.core.journal import Journal
 from daxfs.core.layout import CHUNK_INODES, INODE_SIZE, ROOT_INO
-from daxfs.core.ledger import Ledger
+from daxfs.core.ledger import Entry, Ledger
 from daxfs.core.pins import Holder, Pin, PinTable
 from daxfs.core.pmem import Pmem
 from daxfs.core.transaction import Transaction
@@ -105,7 +106,7 @@ class Volume:
         for ino in orphans:
             self._reap_orphan(ino, now)
 
-    def _adopt(self, entries: list, now: int) -> None:  # type: ignore[type-arg]
+    def _adopt(self, entries: list[Entry], now: int) -> None:
         """Pins of holders that outlived a daemon: their blocks stay away from everybody, owned or busy."""
         by_pin: dict[tuple[int, int, int], Pin] = {}
         for e in entries:
@@ -120,10 +121,8 @@ class Volume:
                 self.busy_list.insert(self.alloc.free.remove(*run))
 
     def _reap_orphan(self, ino: int, now: int) -> None:
-        try:
+        with contextlib.suppress(Corrupt):  # its blocks stay taken; fsck tells
             self.end_inode(self.inode(ino), now)
-        except Corrupt:
-            pass  # its blocks stay taken; fsck tells
 
     def _load_chunks(self) -> None:
         first = self.sb["idir_start"] * self.block_size >> 3
@@ -174,7 +173,7 @@ class Volume:
     def inode_at(self, ino: int) -> int:
         """Address of an inode's record. BadHandle if there is no such number."""
         index, within = divmod(ino, CHUNK_INODES)
-        if not 0 < ino or index >= len(self.chunks):
+        if not ino > 0 or index >= len(self.chunks):
             raise BadHandle(f"no inode {ino}")
         return self.chunks[index] * self.block_size + within * INODE_SIZE
 
@@ -250,7 +249,7 @@ class Volume:
     @property
     def inodes_free(self) -> int:
         """How many more inodes there is room for."""
-        chunks = self.sb["idir_blocks"] * self.block_size // 8 - len(self.chunks)
+        chunks: int = self.sb["idir_blocks"] * self.block_size // 8 - len(self.chunks)
         chunks = min(chunks, self.alloc.available // layout.chunk_blocks(self.block_size))
         return len(self.free_inodes) + chunks * CHUNK_INODES
 

@@ -19,7 +19,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from daxfs.core.layout import (
-    INLINE_XATTR_MAX, XATTR, XATTR_BLOCK, XATTR_BLOCK_MAGIC, XATTR_NAME_MAX, XATTR_VALUE_MAX, seal, verify,
+    INLINE_XATTR_MAX,
+    XATTR,
+    XATTR_BLOCK,
+    XATTR_BLOCK_MAGIC,
+    XATTR_NAME_MAX,
+    XATTR_VALUE_MAX,
+    seal,
+    verify,
 )  # fmt: skip
 from daxfs.errors import BadArgument, Corrupt, Exists, FsError, NoData, NoSpace, OutOfRange
 

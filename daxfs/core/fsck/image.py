@@ -81,7 +81,7 @@ def open_image(target: str | os.PathLike[str] | Pmem, report: Report) -> Iterato
     """The image of a path (locked against mounts meanwhile), or the one that a volume has open. ImageError if it cannot
     be checked at all."""
     lock = not isinstance(target, Pmem)
-    pmem = Pmem(report.path, readonly=True, private=True, lock=lock)
+    pmem = Pmem(report.path, readonly=True, lock=lock)
     try:
         try:
             sb = superblock.load(pmem)
