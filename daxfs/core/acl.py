@@ -1,7 +1,7 @@
 """POSIX ACLs as their xattrs carry them: pure functions over bytes, after Linux's fs/posix_acl.c.
 
-Owns the format (version 2: a header and entries of tag, permissions, id) and its arithmetic with file modes. An ACL that
-says no more than a mode is not stored; the mode says it.
+Owns the format (version 2: a header and entries of tag, permissions, id) and its arithmetic with file modes. An ACL
+that says no more than a mode is not stored; the mode says it.
 
 Not here: permission checks (the kernel does them, default_permissions) and storing (xattr.py).
 """

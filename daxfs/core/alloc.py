@@ -7,7 +7,7 @@ operation that gives space back may need a block first (a split extent leaf).
 
 from __future__ import annotations
 
-from daxfs.core.extents import RunSet
+from daxfs.core.runs import RunSet
 from daxfs.errors import NoSpace
 
 Run = tuple[int, int]

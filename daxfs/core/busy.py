@@ -11,7 +11,7 @@ States of a block here: busy and pinned -> busy and due (its last pin went) -> f
 from __future__ import annotations
 
 from daxfs.core.alloc import Run
-from daxfs.core.extents import RunSet
+from daxfs.core.runs import RunSet
 
 
 class BusyList:

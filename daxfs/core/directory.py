@@ -1,7 +1,7 @@
 """A directory's entries: the blocks that hold them, and the index in memory that finds them.
 
-Owns the name index (name -> inode, type, position) and the free slots of one directory. A directory is a file of blocks;
-each block is a header and records that fill it to its end, entries and free slots alike, in granules of 16 bytes.
+Owns the name index (name -> inode, type, position) and the free slots of one directory. A directory is a file of
+blocks; each block is a header and records that fill it to its end, entries and free slots, in granules of 16 bytes.
 
 Rules
 - An entry never moves and never changes its length: its position (byte offset in the directory) is a readdir cookie.
@@ -34,8 +34,8 @@ _NO_NAMES = frozenset((b"", b".", b".."))
 _GRANULES_MAX = (DIRENT.size + NAME_MAX + DIRENT_ALIGN - 1) // DIRENT_ALIGN
 _FIRST = DIRBLOCK.size // DIRENT_ALIGN  # granule of a block's first record
 
-# Value of the index: the inode number above a word of position (a multiple of 16) and type. One int, no tuple: a third of
-# the memory, and nothing for the garbage collector to visit.
+# Value of the index: the inode number above a word of position (a multiple of 16) and type. One int, no tuple: a third
+# of the memory, and nothing for the garbage collector to visit.
 _INO_SHIFT = 64
 _TYPE = DIRENT_ALIGN - 1
 _POSITION = (1 << _INO_SHIFT) - DIRENT_ALIGN
@@ -68,7 +68,7 @@ def parse_block(data: bytes, address: int, ino: int, index: int, ino_end: int) -
     verify(data[: DIRBLOCK.size], DIRBLOCK_MAGIC, what)
     header = DIRBLOCK.unpack(data)
     if (header["address"], header["ino"], header["index"]) != (address, ino, index):
-        raise Corrupt(f"{what}: belongs elsewhere (inode {header['ino']}, block {header['index']})")
+        raise Corrupt(f"{what}: belongs elsewhere (inode {header['ino']!r}, block {header['index']!r})")
     records: list[Record] = []
     names: list[bytes] = []
     unpack = DIRENT.struct.unpack_from
@@ -110,7 +110,7 @@ class Slots:
     def __init__(self) -> None:
         self.starts: dict[int, int] = {}  # start -> length
         self._ends: dict[int, int] = {}  # end -> start
-        # One bin per length; the last one also holds all that are longer. Dicts, because a set's pop is slow after deletes.
+        # One bin per length; the last one also holds all that are longer. Dicts keep the order: runs repeat exactly.
         self._bins: list[dict[int, None]] = [{} for _ in range(_GRANULES_MAX + 1)]
 
     def add(self, start: int, length: int) -> tuple[int, int]:
@@ -203,8 +203,11 @@ class Directory:
         names[name] = ino << _INO_SHIFT | position | dtype
 
     def entries(self, position: int = 0) -> Iterator[tuple[bytes, int, int, int]]:
-        """(name, ino, type, position to go on from) of each entry from `position` on, read from media: not for use inside
-        a transaction that changes this directory. Changes while it runs are seen or not, other entries come once."""
+        """(name, ino, type, position to go on from) of each entry from `position` on.
+
+        Read from media: not for use inside a transaction that changes this directory. Changes while it runs are seen
+        or not; every other entry comes exactly once.
+        """
         block_size = self._vol.block_size
         for index in range(position // block_size, self._inode.size // block_size):
             base = index * block_size

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from daxfs.core.alloc import Run
-from daxfs.core.extents import PinCounts
+from daxfs.core.pincounts import PinCounts
 from daxfs.core.inode import Inode
 from daxfs.errors import NoEntry
 

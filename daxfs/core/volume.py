@@ -20,7 +20,7 @@ import numpy as np
 from daxfs.core import layout, scan, snapshot, superblock
 from daxfs.core.alloc import Allocator, Run
 from daxfs.core.busy import BusyList
-from daxfs.core.extents import RunSet
+from daxfs.core.runs import RunSet
 from daxfs.core.format import format_image
 from daxfs.core.inode import Inode
 from daxfs.core.journal import Journal

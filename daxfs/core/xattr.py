@@ -77,7 +77,7 @@ def remove(vol: Volume, txn: Transaction, inode: Inode, name: bytes) -> None:
 
 
 def free_all(vol: Volume, txn: Transaction, inode: Inode) -> None:
-    """Give back the chain of an inode that dies. What is behind a damaged block is left to the scan of the next mount."""
+    """Give back the chain of an inode that dies. What is behind a damaged block is left to the next mount's scan."""
     chain: list[int] = []
     try:
         for block, _ in _chain(vol, inode):
@@ -135,7 +135,7 @@ def read_chain(
         end = XATTR_BLOCK.size + length
         verify(data[:end], XATTR_BLOCK_MAGIC, f"{what}: xattr block {block}")
         if (header["address"], header["ino"], header["generation"]) != (block, ino, generation):
-            raise Corrupt(f"{what}: xattr block {block} belongs to inode {header['ino']}")
+            raise Corrupt(f"{what}: xattr block {block} belongs to inode {header['ino']!r}")
         total += length
         if total > XATTR_TOTAL_MAX:
             raise Corrupt(f"{what}: the xattr chain is too long")

@@ -1,10 +1,10 @@
 """fsck: reads an image trusting nobody, and says what is wrong with it. It changes nothing.
 
-Order: superblocks, journal (a committed transaction is replayed into a private copy), inode directory, every inode with
-its extents, xattrs and ACLs, the tree of directories with link counts, the pin ledger, the snapshot, and last the owners of
-all blocks. Each step goes on past what it cannot believe; findings are sentences.
+Order: superblocks, journal (a committed transaction is replayed into a private copy), inode directory, every inode
+with its extents, xattrs and ACLs, the tree of directories with link counts, the pin ledger, the snapshot, and last the
+owners of all blocks. Each step goes on past what it cannot believe; findings are sentences.
 
-Rules: no bytes of an image make it fail, loop, or use memory beyond what the inodes and extents that fit the image need.
+Rules: no bytes of an image make it fail, loop, or use memory beyond what the inodes and extents that fit it need.
 Not here: repair, and a word on what file data should be.
 """
 

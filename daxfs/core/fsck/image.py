@@ -1,7 +1,7 @@
 """The image under check: a private mapping, its superblock, its journal, and the chunks of its inode table.
 
-Nothing is written to the image. A transaction that was committed but not applied is replayed into the private mapping, so
-what is checked is what the next mount will see.
+Nothing is written to the image: a read-only medium is a private mapping. A transaction that was committed but not
+applied is replayed into it, so what is checked is what the next mount will see.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ ERROR, NOTE = "error", "note"
 
 @dataclass(frozen=True)
 class Finding:
-    """`severity` is "error" (the image is damaged) or "note" (as it should be after what happened, but worth saying)."""
+    """`severity`: "error" (the image is damaged) or "note" (as it should be after what happened, but worth saying)."""
 
     severity: str
     text: str

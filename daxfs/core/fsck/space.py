@@ -129,7 +129,7 @@ def _check_entries(image: Image, block: int, data: bytes, report: Report) -> int
         if entry["address"] != block * image.block_size + at:
             report.error(f"ledger block {block}: the entry at {at} belongs elsewhere")
         elif start not in image.data or not 0 < count <= image.blocks - start:
-            report.error(f"ledger block {block}: pin {entry['pin']} covers blocks outside the data region")
+            report.error(f"ledger block {block}: pin {entry['pin']!r} covers blocks outside the data region")
         else:
             pins += 1
     return pins

@@ -46,7 +46,8 @@ class Inodes:
         return cls(chunk_numbers, np.zeros(rows, np.uint8), *(np.zeros(rows, kind) for kind in _KEPT.values()))
 
     def ino(self, rows: Array) -> Array:
-        return self.chunk_numbers[rows // CHUNK_INODES] * CHUNK_INODES + rows % CHUNK_INODES
+        numbers: Array = self.chunk_numbers[rows // CHUNK_INODES] * CHUNK_INODES + rows % CHUNK_INODES
+        return numbers
 
     def rows(self, inos: Array) -> Array:
         """Row of each inode number, -1 where the table has none. The numbers are signed, so huge ones are negative."""
@@ -58,7 +59,8 @@ class Inodes:
 
     def is_type(self, kind: int) -> Array:
         """Which rows are live inodes of this type (S_IFDIR, ...)."""
-        return (self.state == LIVE) & (self.mode & 0o170000 == kind)
+        which: Array = (self.state == LIVE) & (self.mode & 0o170000 == kind)
+        return which
 
 
 @dataclass
@@ -120,7 +122,7 @@ class TableCheck:
         inos = self.inodes.ino(rows[used])
         strange = (records["magic"][used] != layout.INODE_MAGIC) | (records["ino"][used] != inos.astype(np.uint64))
         self._report.each("inode {}: the record is not this inode's", inos[strange])
-        view = memoryview(raw.reshape(-1))
+        view = raw.reshape(-1).data
         stored = records["crc"]
         broken = np.zeros(len(used), bool)
         for i, slot in enumerate(used.tolist()):
@@ -128,7 +130,8 @@ class TableCheck:
             broken[i] = crc32c(view[at + 8 : at + INODE_CRC_END], crc32c(view[at : at + 4])) != stored[slot]
         broken &= ~strange
         self._report.each("inode {}: bad checksum", inos[broken])
-        return strange | broken
+        damaged: Array = strange | broken
+        return damaged
 
     def _judge(self, records: Array, inos: Array) -> Array:
         """Check every field of live records; which of them have extents that can be looked at."""
@@ -159,7 +162,8 @@ class TableCheck:
             (directory & (size % self._image.block_size != 0), "inode {}: directory of {} bytes", size),
         ):
             self._report.each(text, inos[wrong], *(column[wrong] for column in columns))
-        return known & ~crowded & ~confused & ~no_blocks & (inline == 0) & (extents != 0)
+        mapped: Array = known & ~crowded & ~confused & ~no_blocks & (inline == 0) & (extents != 0)
+        return mapped
 
     # -- extents --
 
@@ -216,8 +220,8 @@ class TableCheck:
         report.each("inode {}: extent at file block {} is empty or not valid", inos[strange], logical[strange])
         good = inside & ~strange
         rows, table = rows[good], table[good]
-        extents = Extents(rows, *(table[name].astype(np.int64) for name in ("logical", "physical", "count")),
-                          table["flags"] != 0)  # fmt: skip
+        logical, physical, count = (table[name].astype(np.int64) for name in ("logical", "physical", "count"))
+        extents = Extents(rows, logical, physical, count, table["flags"] != 0)
         ends = extents.logical + extents.count
         wrong = np.flatnonzero((rows[1:] == rows[:-1]) & (extents.logical[1:] < ends[:-1])) + 1
         report.each("inode {}: extents overlap or are out of order at file block {}",

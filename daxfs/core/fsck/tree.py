@@ -121,7 +121,8 @@ class TreeCheck:
         expected = np.where(directory & ~unlinked, 2 + below, names)
         wrong = np.flatnonzero(live & (expected != inodes.nlink))
         lost = live & ~directory & (names == 0) & ~unlinked
-        report.each("inode {}: no directory has it, {} links expected", inodes.ino(np.flatnonzero(lost)), inodes.nlink[lost])
+        report.each("inode {}: no directory has it, but its link count is {}",
+                    inodes.ino(np.flatnonzero(lost)), inodes.nlink[lost])  # fmt: skip
         wrong = wrong[~lost[wrong]]
         report.each("inode {}: link count {} should be {}", inodes.ino(wrong), inodes.nlink[wrong], expected[wrong])
         filled = np.flatnonzero(unlinked & directory & (np.bincount(parent, minlength=count) != 0))
