@@ -78,7 +78,7 @@ def has_privileges(vol: Volume, inode: Inode, kill_priv: bool) -> bool:
 
 
 def drop_privileges(vol: Volume, txn: Transaction, inode: Inode, kill_priv: bool) -> None:
-    if inode.is_file and has_privileges(vol, inode, kill_priv):
+    if not inode.is_dir and has_privileges(vol, inode, kill_priv):
         inode.mode &= ~_killed(inode.mode, kill_priv)
         if CAPABILITY in xattr.names(vol, inode):
             xattr.remove(vol, txn, inode, CAPABILITY)

@@ -208,8 +208,11 @@ def _zero_by_record(vol: Volume, txn: Transaction, inode: Inode, start: int, end
         txn.write(at, bytes(end - start))
 
 
-def fallocate(vol: Volume, now: int, inode: Inode, mode: int, offset: int, length: int) -> None:
+def fallocate(vol: Volume, now: int, inode: Inode, mode: int, offset: int, length: int, *,
+              kill_priv: bool = False) -> None:  # fmt: skip
     """fallocate(2): preallocate, PUNCH_HOLE, ZERO_RANGE, each with KEEP_SIZE. All or nothing."""
+    from daxfs.core import attributes
+
     _must_be_file(inode)
     keep_size = bool(mode & FALLOC_KEEP_SIZE)
     if offset < 0 or length <= 0:
@@ -231,6 +234,7 @@ def fallocate(vol: Volume, now: int, inode: Inode, mode: int, offset: int, lengt
         inode.ctime = now
         if kind or inode.size != old:
             inode.mtime = now
+        attributes.drop_privileges(vol, txn, inode, kill_priv)
         txn.dirty(inode)
 
 
@@ -311,7 +315,8 @@ def seek(vol: Volume, inode: Inode, offset: int, whence: int) -> int:
     return max(offset, found * block)
 
 
-def copy_range(vol: Volume, now: int, source: Inode, offset: int, target: Inode, target_offset: int, length: int) -> int:
+def copy_range(vol: Volume, now: int, source: Inode, offset: int, target: Inode, target_offset: int, length: int, *,
+               kill_priv: bool = False) -> int:  # fmt: skip
     """copy_file_range(2): the bytes copied, fewer at the end of the source or when the volume is full."""
     _must_be_file(source)
     _must_be_file(target)
@@ -322,7 +327,7 @@ def copy_range(vol: Volume, now: int, source: Inode, offset: int, target: Inode,
     while done < length:
         piece = read(vol, source, offset + done, min(_COPY_BYTES, length - done))
         try:
-            written = write(vol, now, target, target_offset + done, piece)
+            written = write(vol, now, target, target_offset + done, piece, kill_priv=kill_priv)
         except NoSpace:
             if done:
                 break

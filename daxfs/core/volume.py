@@ -108,10 +108,10 @@ class Volume:
 
     def _adopt(self, entries: list[Entry], now: int) -> None:
         """Pins of holders that outlived a daemon: their blocks stay away from everybody, owned or busy."""
-        by_pin: dict[tuple[int, int, int], Pin] = {}
+        by_pin: dict[int, Pin] = {}
         for e in entries:
-            pin = by_pin.setdefault((e.pin, e.pid, e.started), Pin(
-                self.pins.next_id(), None, None, e.ino, 0, 0, e.flags, [], Holder(e.pid, "", e.started), now))  # fmt: skip
+            holder = Holder(e.pid, "", e.started)
+            pin = by_pin.setdefault(e.pin, Pin(e.pin, None, None, e.ino, 0, 0, e.flags, [], holder, now))
             pin.runs.append((e.start, e.count))
             pin.entries.append(e.at)
             pin.length += e.count * self.block_size

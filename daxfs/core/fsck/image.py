@@ -49,7 +49,7 @@ class Image:
     def _chunks(self, report: Report) -> tuple[Array, Array]:
         size = self.block_size
         start, count = self.sb["idir_start"] * size, self.sb["idir_blocks"] * size
-        words = np.frombuffer(self.pmem.load(start, count), "<u8")
+        words = self.pmem.bytes[start : start + count].view("<u8")
         numbers, blocks = [], []
         used = np.flatnonzero(words)
         for index, word in zip(used.tolist(), words[used].tolist(), strict=True):
