@@ -1,0 +1,171 @@
+#define _GNU_SOURCE
+#define FUSE_USE_VERSION 314
+
+#include "fuseio.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fuse3/fuse_lowlevel.h>
+#include <string.h>
+#include <unistd.h>
+
+dx_session dx = {.fd = -1, .max_write = 1 << 20, .max_background = 64};
+
+/* -- answers ------------------------------------------------------------------------------------------------------- */
+
+static int send_all(int fd, const struct iovec *iov, int count)
+{
+    if (fd < 0)
+        return -ENODEV;
+    while (writev(fd, iov, count) < 0)
+        if (errno != EINTR)
+            return -errno;
+    return 0;
+}
+
+static int send_message(int fd, uint64_t unique, int error, struct iovec *iov, int count)
+{
+    struct fuse_out_header out = {.unique = unique, .error = error};
+    size_t length = sizeof(out);
+    int i;
+
+    for (i = 1; i < count; i++)
+        length += iov[i].iov_len;
+    out.len = (uint32_t)length;
+    iov[0].iov_base = &out;
+    iov[0].iov_len = sizeof(out);
+    return send_all(fd, iov, count);
+}
+
+int dx_answer(uint64_t unique, int error, struct iovec *iov, int count)
+{
+    return send_message(dx.fd, unique, -error, iov, count);
+}
+
+int dx_notify(int fd, int code, struct iovec *iov, int count)
+{
+    return send_message(fd, 0, code, iov, count);
+}
+
+/* -- INIT: libfuse 3.14 cannot ask for what we need ------------------------------------------------------------------ */
+
+void dx_saw_init(const struct fuse_in_header *in, size_t length)
+{
+    struct fuse_init_in init;
+
+    memset(&init, 0, sizeof(init));
+    length -= sizeof(*in);
+    memcpy(&init, in + 1, length < sizeof(init) ? length : sizeof(init));
+    dx.init_unique = in->unique;
+    dx.init_offered = init.flags;
+    if (init.flags & FUSE_INIT_EXT)
+        dx.init_offered |= (uint64_t)init.flags2 << 32;
+}
+
+static void complete_init(struct fuse_init_out *out)
+{
+    uint64_t granted = dx.init_flags & dx.init_offered;
+
+    out->flags = (uint32_t)granted;
+    out->flags2 = (uint32_t)(granted >> 32);
+    out->max_write = dx.max_write;
+    out->max_pages = (uint16_t)(dx.max_write / (uint32_t)sysconf(_SC_PAGESIZE));
+    out->max_background = (uint16_t)dx.max_background;
+    out->congestion_threshold = (uint16_t)(dx.max_background * 3 / 4);
+    out->time_gran = 1;
+}
+
+/* -- what libfuse calls in place of read and writev -------------------------------------------------------------------- */
+
+static ssize_t io_read(int fd, void *buffer, size_t size, void *userdata)
+{
+    ssize_t n;
+
+    (void)fd;
+    (void)userdata;
+    n = dx.take(buffer, size);
+    if (n < 0) {
+        errno = (int)-n;
+        return -1;
+    }
+    return n;
+}
+
+/* May run on any thread, without the GIL (pyfuse3's notify thread). */
+static ssize_t io_writev(int fd, struct iovec *iov, int count, void *userdata)
+{
+    const struct fuse_out_header *out = iov[0].iov_base;
+    struct fuse_init_out init;
+
+    (void)userdata;
+    if (out->unique && out->unique == dx.init_unique && !out->error) {
+        dx.init_unique = 0;
+        if (count == 2 && iov[1].iov_len == sizeof(init)) {
+            memcpy(&init, iov[1].iov_base, sizeof(init));
+            complete_init(&init);
+            iov[1].iov_base = &init;
+        }
+    }
+    return writev(fd, iov, count);
+}
+
+/* -- in front of libfuse --------------------------------------------------------------------------------------------- */
+
+/* The function of this name in the very libfuse that we are linked with. */
+static void *libfuse_function(const char *name)
+{
+    Dl_info info;
+    void *library;
+
+    if (!dladdr((void *)fuse_session_exited, &info))
+        return NULL;
+    library = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    return library ? dlsym(library, name) : NULL;
+}
+
+int dx_interpose(void)
+{
+    Dl_info info;
+
+    if (!libfuse_function("fuse_session_mount") || !dladdr((void *)dx_interpose, &info))
+        return -1;
+    /* Loaded already; this makes it global, where lookups of pyfuse3 come before libfuse itself. */
+    return dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL) ? 0 : -1;
+}
+
+__attribute__((visibility("default"))) int fuse_session_mount(struct fuse_session *se, const char *mountpoint)
+{
+    int (*mount)(struct fuse_session *, const char *) = libfuse_function("fuse_session_mount");
+    void (*unmount)(struct fuse_session *) = libfuse_function("fuse_session_unmount");
+    const struct fuse_custom_io io = {.read = io_read, .writev = io_writev};
+    int fd, flags, res = mount(se, mountpoint);
+
+    if (res)
+        return res;
+    fd = fuse_session_fd(se);
+    flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fuse_session_custom_io(se, &io, fd)) {
+        unmount(se);
+        return -1;
+    }
+    dx.fd = fd;
+    return 0;
+}
+
+/* Both close the descriptor: late answers must not go to whatever gets its number next. */
+__attribute__((visibility("default"))) void fuse_session_unmount(struct fuse_session *se)
+{
+    void (*unmount)(struct fuse_session *) = libfuse_function("fuse_session_unmount");
+
+    dx.fd = -1;
+    unmount(se);
+}
+
+__attribute__((visibility("default"))) void fuse_session_destroy(struct fuse_session *se)
+{
+    void (*destroy)(struct fuse_session *) = libfuse_function("fuse_session_destroy");
+
+    dx.fd = -1;
+    destroy(se);
+}

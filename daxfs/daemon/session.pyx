@@ -1,0 +1,534 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, binding=False
+"""The native session: between the kernel and pyfuse3, it sees every FUSE request first.
+
+Owns the FUSE descriptor's reading side (fuseio.c), the file handles (hotpath.c), and the requests that Python answers
+itself. pyfuse3 runs its loop as always and waits for the descriptor; each time it asks libfuse for a request, libfuse asks
+`_take`, which answers requests until one is libfuse's, none is left, or it is trio's turn:
+
+    READ or WRITE on a hot handle   answered in C from the mapping (hotpath.c)
+    an opcode with a callback       `callback(Request)`
+    INTERRUPT                       `on_interrupt` of the request it names
+    anything else                   handed to libfuse, and so to pyfuse3
+
+Rules
+- Everything here runs on the trio thread, but for `Request.reply*`/`error` and the notifications.
+- A request is answered exactly once. One that is dropped, or whose callback raises, answers EIO: never is a caller left.
+- A caller or a mount that is gone is no error: the answer is lost, and counted.
+- The module must be loaded before pyfuse3 (importing `daxfs.daemon` does it); the import fails otherwise.
+
+States of a Request: new (in its callback), kept (unanswered behind it, listed by waiting()), answered.
+
+Not here: the protocol's records (protocol.py), what any request means (operations.py), waiting for the CPU instead of for
+the descriptor (spinning).
+"""
+
+import logging
+import sys
+
+from cpython.buffer cimport (
+    Py_buffer, PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport EAGAIN, EINTR, EIO, ENODEV, ENOENT, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close, dup, read
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void **memory, size_t alignment, size_t size)
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef extern from "fuseio.h" nogil:
+    enum:
+        FUSE_ASYNC_READ, FUSE_ATOMIC_O_TRUNC, FUSE_EXPORT_SUPPORT, FUSE_BIG_WRITES, FUSE_DONT_MASK, FUSE_HAS_IOCTL_DIR
+        FUSE_DO_READDIRPLUS, FUSE_READDIRPLUS_AUTO, FUSE_ASYNC_DIO, FUSE_PARALLEL_DIROPS, FUSE_POSIX_ACL, FUSE_MAX_PAGES
+        FUSE_CACHE_SYMLINKS, FUSE_HANDLE_KILLPRIV_V2, FUSE_SETXATTR_EXT, FUSE_INIT_EXT
+        FUSE_FORGET, FUSE_READ, FUSE_WRITE, FUSE_INIT, FUSE_INTERRUPT, FUSE_SETXATTR, FUSE_BATCH_FORGET
+        FUSE_NOTIFY_POLL, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY
+    const uint64_t FUSE_DIRECT_IO_ALLOW_MMAP
+    struct fuse_in_header:
+        uint32_t len, opcode
+        uint64_t unique, nodeid
+        uint32_t uid, gid, pid
+    struct fuse_interrupt_in:
+        uint64_t unique
+    struct fuse_notify_poll_wakeup_out:
+        uint64_t kh
+    struct fuse_notify_inval_inode_out:
+        uint64_t ino
+        int64_t off, len
+    struct fuse_notify_inval_entry_out:
+        uint64_t parent
+        uint32_t namelen, flags
+    ctypedef struct dx_session:
+        int fd
+        uint64_t init_flags
+        uint32_t max_write, max_background
+        ssize_t (*take)(void *, size_t) noexcept
+    dx_session dx
+    int dx_interpose()
+    void dx_saw_init(const fuse_in_header *, size_t)
+    int dx_answer(uint64_t, int, iovec *, int)
+    int dx_notify(int, int, iovec *, int)
+
+cdef extern from "hotpath.h" nogil:
+    enum:
+        DX_READABLE, DX_WRITABLE
+    ctypedef struct dx_map:
+        pass
+    ctypedef struct dx_hot_state:
+        int enabled, atime
+        uint64_t reads, writes, read_bytes, write_bytes
+    dx_hot_state dx_hot
+    uint64_t dx_attach(const dx_map *, unsigned)
+    int dx_detach(uint64_t)
+    int dx_try_hot(const fuse_in_header *, size_t)
+
+INIT_ASYNC_READ = FUSE_ASYNC_READ
+INIT_ATOMIC_O_TRUNC = FUSE_ATOMIC_O_TRUNC
+INIT_EXPORT_SUPPORT = FUSE_EXPORT_SUPPORT
+INIT_BIG_WRITES = FUSE_BIG_WRITES
+INIT_DONT_MASK = FUSE_DONT_MASK
+INIT_HAS_IOCTL_DIR = FUSE_HAS_IOCTL_DIR
+INIT_DO_READDIRPLUS = FUSE_DO_READDIRPLUS
+INIT_READDIRPLUS_AUTO = FUSE_READDIRPLUS_AUTO
+INIT_ASYNC_DIO = FUSE_ASYNC_DIO
+INIT_PARALLEL_DIROPS = FUSE_PARALLEL_DIROPS
+INIT_POSIX_ACL = FUSE_POSIX_ACL
+INIT_MAX_PAGES = FUSE_MAX_PAGES
+INIT_CACHE_SYMLINKS = FUSE_CACHE_SYMLINKS
+INIT_HANDLE_KILLPRIV_V2 = FUSE_HANDLE_KILLPRIV_V2
+INIT_SETXATTR_EXT = FUSE_SETXATTR_EXT
+INIT_EXT = FUSE_INIT_EXT
+INIT_DIRECT_IO_ALLOW_MMAP = FUSE_DIRECT_IO_ALLOW_MMAP
+
+# Not among them: AUTO_INVAL_DATA, as a new mtime would throw mapped pages away, and the kernel drops those that a direct
+# write overtakes anyway; the lock flags, so that the kernel keeps locks itself; WRITEBACK_CACHE.
+INIT_DEFAULT = (
+    INIT_ASYNC_READ | INIT_ATOMIC_O_TRUNC | INIT_BIG_WRITES | INIT_DONT_MASK | INIT_HAS_IOCTL_DIR | INIT_DO_READDIRPLUS
+    | INIT_READDIRPLUS_AUTO | INIT_ASYNC_DIO | INIT_PARALLEL_DIROPS | INIT_POSIX_ACL | INIT_MAX_PAGES | INIT_CACHE_SYMLINKS
+    | INIT_HANDLE_KILLPRIV_V2 | INIT_SETXATTR_EXT | INIT_EXT | INIT_DIRECT_IO_ALLOW_MMAP
+)
+
+log = logging.getLogger(__name__)
+
+cdef enum:
+    OPCODES = 64
+    HEADER = 40  # bytes of fuse_in_header
+    COPY_MAX = 16384  # bytes of a request that are copied for Python; more is lent
+    PIECES_MAX = 1000  # the kernel takes 1024
+    TURN_NS = 5_000_000  # after so long in callbacks it is trio's turn
+
+cdef list _callbacks = [None] * OPCODES
+cdef dict _kept = {}  # unique -> address of a Request, which removes itself
+cdef dict _keepers = {}  # fh -> what its owner wants held
+cdef object _on_crash = None
+cdef _Buffer _buffer = None  # where the next request is read into
+cdef int _drain_max = 64
+cdef uint64_t _raw = 0, _passed = 0, _interrupts = 0, _drains = 0, _lost = 0
+
+
+# -- requests ---------------------------------------------------------------------------------------------------------
+
+
+cdef class _Buffer:
+    """Room for the largest request. A large body is lent to its Request; as long as somebody holds it, the session reads
+    into another buffer. The data of a WRITE (behind 80 bytes) starts at a cache line."""
+
+    cdef char *memory
+    cdef char *start
+    cdef size_t size
+    cdef int exports
+
+    def __cinit__(self, size_t size):
+        cdef void *memory = NULL
+        if posix_memalign(&memory, 4096, size + 64):
+            raise MemoryError
+        self.memory = <char *>memory
+        self.start = self.memory + 48
+        self.size = size
+
+    def __dealloc__(self):
+        free(self.memory)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.start, <Py_ssize_t>self.size, 1, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self.exports -= 1
+
+
+cdef class Request:
+    cdef readonly uint32_t opcode, uid, gid, pid
+    cdef readonly uint64_t unique, nodeid
+    cdef readonly object body
+    cdef readonly bint answered
+    cdef readonly bint interrupted
+    cdef public object on_interrupt
+
+    def __init__(self):
+        raise TypeError("requests come from the kernel")
+
+    def __dealloc__(self):
+        if self.answered:
+            return
+        self.finish()
+        _send_error(self.unique, EIO)
+        try:
+            log.error("request %d (opcode %d) was dropped without an answer; answered EIO", self.unique, self.opcode)
+        except Exception:
+            pass
+
+    def __repr__(self):
+        return (f"<Request {self.unique} opcode={self.opcode} nodeid={self.nodeid} pid={self.pid}"
+                f"{' answered' if self.answered else ''}>")
+
+    cdef void finish(self) noexcept:
+        self.answered = True
+        _kept.pop(self.unique, None)
+
+    cdef int begin_answer(self) except -1:
+        if self.answered:
+            raise RuntimeError(f"request {self.unique} (opcode {self.opcode}) is answered already")
+        self.finish()
+        self.on_interrupt = None
+        return 0
+
+    def reply(self, data=b""):
+        cdef iovec iov[2]
+        cdef Py_buffer view
+        if PyBytes_CheckExact(data):
+            self.begin_answer()
+            iov[1].iov_base = PyBytes_AS_STRING(data)
+            iov[1].iov_len = <size_t>PyBytes_GET_SIZE(data)
+            _send(self.unique, iov, 2)
+            return
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self.begin_answer()
+            iov[1].iov_base = view.buf
+            iov[1].iov_len = <size_t>view.len
+            _send(self.unique, iov, 2)
+        finally:
+            PyBuffer_Release(&view)
+
+    def reply_parts(self, parts):
+        cdef list pieces = list(parts)
+        cdef Py_ssize_t count = len(pieces), held = 0, i
+        cdef iovec *iov
+        cdef Py_buffer *views
+        if count > PIECES_MAX:
+            self.reply(b"".join(pieces))
+            return
+        iov = <iovec *>malloc((count + 1) * sizeof(iovec))
+        views = <Py_buffer *>malloc((count + 1) * sizeof(Py_buffer))
+        try:
+            if iov == NULL or views == NULL:
+                raise MemoryError
+            for i in range(count):
+                PyObject_GetBuffer(pieces[i], &views[i], PyBUF_SIMPLE)
+                held += 1
+                iov[i + 1].iov_base = views[i].buf
+                iov[i + 1].iov_len = <size_t>views[i].len
+            self.begin_answer()
+            _send(self.unique, iov, <int>count + 1)
+        finally:
+            for i in range(held):
+                PyBuffer_Release(&views[i])
+            free(views)
+            free(iov)
+
+    def error(self, int number):
+        if not 0 < number < 512:
+            raise ValueError(f"{number} is not an errno")
+        self.begin_answer()
+        _send_error(self.unique, number)
+
+
+cdef void _send_error(uint64_t unique, int number) noexcept:
+    global _lost
+    cdef iovec iov[1]
+    if dx_answer(unique, number, iov, 1) < 0:
+        _lost += 1
+
+
+cdef int _send(uint64_t unique, iovec *iov, int count) except -1:
+    """Answer with success. What the kernel refuses is answered EIO: the caller must not wait for ever."""
+    global _lost
+    cdef int res = dx_answer(unique, 0, iov, count)
+    if res == 0:
+        return 0
+    _lost += 1
+    if res != -ENOENT and res != -ENODEV:
+        log.error("the kernel refused the answer of request %d (errno %d); answered EIO", unique, -res)
+        dx_answer(unique, EIO, iov, 1)
+    return 0
+
+
+cdef _crashed(Request request, exc):
+    """A bug in a callback: say so, let the caller go, tell the daemon."""
+    log.error("request %d (opcode %d) failed with a bug; answered EIO", request.unique, request.opcode, exc_info=exc)
+    if not request.answered:
+        request.error(EIO)
+    if _on_crash is not None:
+        try:
+            _on_crash(exc)
+        except BaseException:
+            log.exception("on_crash failed")
+
+
+cdef Request _new_request(const fuse_in_header *header, size_t length):
+    cdef Request request = Request.__new__(Request)
+    request.answered = True  # until it is whole
+    request.opcode = header.opcode
+    request.unique = header.unique
+    request.nodeid = header.nodeid
+    request.uid = header.uid
+    request.gid = header.gid
+    request.pid = header.pid
+    if length <= COPY_MAX:
+        request.body = memoryview(PyBytes_FromStringAndSize(<const char *>header + HEADER, <Py_ssize_t>length - HEADER))
+    else:
+        request.body = memoryview(_buffer)[HEADER:length]
+    request.answered = header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET
+    return request
+
+
+cdef _dispatch(const fuse_in_header *header, size_t length):
+    global _buffer
+    cdef Request request = _new_request(header, length)
+    try:
+        _callbacks[header.opcode](request)
+    except BaseException as exc:
+        _crashed(request, exc)
+    if not request.answered:
+        _kept[request.unique] = <uintptr_t><void *>request
+    request = None
+    if _buffer.exports:
+        _buffer = _new_buffer()
+
+
+cdef _interrupt(const fuse_interrupt_in *arg):
+    """One that names no kept request comes too late: it has been answered (or is pyfuse3's, which does not wait)."""
+    global _interrupts
+    cdef Request request
+    address = _kept.get(arg.unique)
+    if address is None:
+        return
+    _interrupts += 1
+    request = <Request><void *><uintptr_t>address
+    request.interrupted = True
+    if request.on_interrupt is None:
+        return
+    try:
+        request.on_interrupt()
+    except BaseException as exc:
+        _crashed(request, exc)
+
+
+# -- the drain --------------------------------------------------------------------------------------------------------
+
+
+cdef _Buffer _new_buffer():
+    return _Buffer(dx.max_write + 4096)
+
+
+cdef int64_t _clock() noexcept:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+cdef ssize_t _take(void *buffer, size_t size) noexcept with gil:
+    """What libfuse calls for its next request; -EINTR makes pyfuse3 wait for the descriptor again."""
+    try:
+        return _drain(buffer, size)
+    except BaseException as exc:
+        log.critical("the session failed", exc_info=exc)
+        return -EINTR
+
+
+cdef ssize_t _drain(void *buffer, size_t size) except? -1:
+    global _raw, _passed, _drains
+    cdef const fuse_in_header *header
+    cdef ssize_t n
+    cdef size_t length
+    cdef int left = _drain_max
+    cdef int64_t turn = 0
+
+    _drains += 1
+    while left > 0:
+        header = <const fuse_in_header *>_buffer.start
+        n = read(dx.fd, _buffer.start, _buffer.size)
+        if n < 0:
+            if errno == ENOENT:  # the caller was killed before we got its request
+                continue
+            return -EINTR if errno == EAGAIN else -errno
+        left -= 1
+        length = <size_t>n
+        if length < HEADER:
+            log.error("a request of %d bytes; ignored", length)
+            continue
+        if (header.opcode == FUSE_READ or header.opcode == FUSE_WRITE) and dx_try_hot(header, length):
+            continue
+        if header.opcode == FUSE_INTERRUPT:
+            _interrupt(<const fuse_interrupt_in *>(_buffer.start + HEADER))
+            continue
+        if header.opcode < OPCODES and _callbacks[header.opcode] is not None:
+            _raw += 1
+            if turn == 0:
+                turn = _clock() + TURN_NS
+            _dispatch(header, length)
+            if _clock() > turn:
+                break
+            continue
+        if header.opcode == FUSE_INIT:
+            dx_saw_init(header, length)
+        if length > size:
+            log.error("request %d (opcode %d) is too long for libfuse: %d bytes", header.unique, header.opcode, length)
+            _send_error(header.unique, EIO)
+            continue
+        _passed += 1
+        memcpy(buffer, _buffer.start, length)
+        return n
+    return -EINTR
+
+
+# -- what the daemon calls --------------------------------------------------------------------------------------------
+
+
+def register(int opcode, callback):
+    if not 0 < opcode < OPCODES or opcode == FUSE_INIT or opcode == FUSE_INTERRUPT:
+        raise ValueError(f"opcode {opcode} cannot be taken")
+    _callbacks[opcode] = callback
+
+
+def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, hotpath=True, atime=True, drain_max=64,
+              on_crash=None):
+    global _on_crash, _buffer, _drain_max
+    if not 4096 <= max_write <= 1 << 20 or max_write % 4096:
+        raise ValueError(f"max_write {max_write}: must be a multiple of 4096, up to 1 MiB")
+    if not 1 <= max_background <= 65535:
+        raise ValueError(f"max_background {max_background}: must be from 1 to 65535")
+    if drain_max < 1:
+        raise ValueError(f"drain_max {drain_max}: must be at least 1")
+    if dx.fd >= 0:
+        raise RuntimeError("configure() must come before the mount")
+    if _callbacks[FUSE_SETXATTR] is None:
+        init_flags &= ~INIT_SETXATTR_EXT  # libfuse would not understand the longer record
+    dx.init_flags = init_flags
+    dx.max_write = max_write
+    dx.max_background = max_background
+    dx_hot.enabled = hotpath
+    dx_hot.atime = atime
+    _drain_max = drain_max
+    _on_crash = on_crash
+    _buffer = _new_buffer()
+
+
+def attach(uintptr_t map_pointer=0, *, bint readable=True, bint writable=False, keep=None):
+    cdef unsigned access = (DX_READABLE if readable else 0) | (DX_WRITABLE if writable else 0)
+    cdef uint64_t fh = dx_attach(<const dx_map *>map_pointer, access)
+    if fh == 0:
+        raise MemoryError
+    _keepers[fh] = keep
+    return fh
+
+
+def detach(uint64_t fh):
+    keep = _keepers.pop(fh)
+    dx_detach(fh)
+    return keep
+
+
+def keeper(uint64_t fh):
+    return _keepers[fh]
+
+
+def mounted():
+    return dx.fd >= 0
+
+
+def waiting():
+    return [<Request><void *><uintptr_t>address for address in _kept.values()]
+
+
+def counters():
+    return {
+        "hot_reads": dx_hot.reads,
+        "hot_writes": dx_hot.writes,
+        "hot_read_bytes": dx_hot.read_bytes,
+        "hot_write_bytes": dx_hot.write_bytes,
+        "raw": _raw,
+        "passed": _passed,
+        "interrupts": _interrupts,
+        "drains": _drains,
+        "lost": _lost,
+    }
+
+
+# -- notifications ----------------------------------------------------------------------------------------------------
+
+
+cdef int _notify(int code, iovec *iov, int count) except -1:
+    """Without the GIL, as it can block. On a descriptor of its own, as the mount can go meanwhile."""
+    cdef int fd, res
+    if dx.fd < 0:
+        return 0
+    fd = dup(dx.fd)
+    if fd < 0:
+        raise OSError(errno, "cannot duplicate the descriptor of the mount")
+    with nogil:
+        res = dx_notify(fd, code, iov, count)
+        close(fd)
+    if res < 0 and res != -ENOENT and res != -ENODEV:
+        raise OSError(-res, f"the kernel refused notification {code}")
+    return 0
+
+
+def inval_inode(uint64_t ino, int64_t offset=0, int64_t length=0):
+    cdef fuse_notify_inval_inode_out out
+    cdef iovec iov[2]
+    out.ino = ino
+    out.off = offset
+    out.len = length
+    iov[1].iov_base = &out
+    iov[1].iov_len = sizeof(out)
+    _notify(FUSE_NOTIFY_INVAL_INODE, iov, 2)
+
+
+def inval_entry(uint64_t parent, bytes name):
+    cdef fuse_notify_inval_entry_out out
+    cdef iovec iov[3]
+    memset(&out, 0, sizeof(out))
+    out.parent = parent
+    out.namelen = <uint32_t>len(name)
+    iov[1].iov_base = &out
+    iov[1].iov_len = sizeof(out)
+    iov[2].iov_base = PyBytes_AS_STRING(name)
+    iov[2].iov_len = <size_t>len(name) + 1  # with its NUL
+    _notify(FUSE_NOTIFY_INVAL_ENTRY, iov, 3)
+
+
+def notify_poll(uint64_t kh):
+    cdef fuse_notify_poll_wakeup_out out
+    cdef iovec iov[2]
+    out.kh = kh
+    iov[1].iov_base = &out
+    iov[1].iov_len = sizeof(out)
+    _notify(FUSE_NOTIFY_POLL, iov, 2)
+
+
+if "pyfuse3" in sys.modules:
+    raise ImportError("import daxfs.daemon before pyfuse3: the session must come before libfuse")
+if dx_interpose():
+    raise ImportError("cannot place the session before libfuse: the dynamic linker refused")
+dx.take = _take
+configure()
