@@ -1,0 +1,186 @@
+"""The pin ABI at the daemon's end: ioctls are decoded, handed to the core, answered. `abi.py` defines every byte.
+
+A pin belongs to the open file description that the ioctl came through, which is the session's file handle: the core's
+owner. The process that pins is recorded (pid, comm, start time, path); who holds the pin today may be another (fork,
+SCM_RIGHTS), so reports look for a living process.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from daxfs import __version__, abi
+from daxfs.core import holding
+from daxfs.core.pins import Holder, Pin
+from daxfs.daemon import holders, protocol, session
+from daxfs.daemon.service import OpenFile, Service, now
+from daxfs.daemon.session import Request
+from daxfs.errors import BadArgument, FsError
+
+_FLAG_NAMES = {getattr(abi, name): name for name in ("FOLL_PIN", "FOLL_GET", "FOLL_WRITE", "FOLL_LONGTERM")}
+_ROOM = abi.PAGE_BYTES - abi.PAGE.size  # bytes of records in a page
+
+
+class Control:
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._volume = service.volume
+        self._calls: dict[int, Callable[[OpenFile, bytes, Request], bytes]] = {
+            abi.IOC_PIN: self._pin,
+            abi.IOC_UNPIN: self._unpin,
+            abi.IOC_PIN_RUNS: self._pin_runs,
+            abi.IOC_EXTENTS: self._extents,
+            abi.IOC_REPORT: self._report,
+        }
+        self._reports: dict[int, Callable[[], Any]] = {
+            abi.REPORT_INFO: self.info,
+            abi.REPORT_PINS: self.pins,
+            abi.REPORT_BUSY: self.busy,
+        }
+
+    def ioctl(self, request: Request) -> None:
+        fh, _, number, _, in_size, _ = protocol.IOCTL_IN.unpack_from(request.body)
+        call = self._calls.get(number)
+        if call is None:
+            raise FsError("not an ioctl of daxfs", errno.ENOTTY)
+        argument = bytes(request.body[protocol.IOCTL_IN.size :][:in_size])
+        if len(argument) != abi.ioc_size(number):
+            raise BadArgument("the ioctl carries another size than its number says")
+        answer = call(self.service.file(fh), argument, request)
+        request.reply_parts([protocol.IOCTL_OUT.pack(0, 0), answer])
+
+    # -- pins --
+
+    def _pin(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        offset, length, flags, zero, *_ = abi.PIN.unpack(argument)
+        if zero:
+            raise BadArgument("the reserved field of a pin must be 0")
+        holder = holders.of(request.pid, self.service.path(file.inode))
+        blocks = file.inode.map.blocks
+        pin = holding.pin(
+            self._volume, now(), file.inode, offset, length, flags, file.fh, holder, writable=file.writable
+        )
+        if file.inode.map.blocks != blocks:  # a write pin has filled holes
+            self.service.stale(file.inode)
+        return abi.PIN.pack(offset, length, flags, 0, pin.id, len(pin.runs), pin.blocks)
+
+    def _unpin(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        pin_id, flags, zero = abi.UNPIN.unpack(argument)
+        if zero or flags & ~abi.UNPIN_DIRTY:
+            raise BadArgument("unknown flags of an unpin")
+        dirty = bool(flags & abi.UNPIN_DIRTY)
+        holding.unpin(self._volume, now(), file.fh, pin_id, dirty=dirty)
+        self.service.wake_free()
+        if dirty:
+            self.service.stale(file.inode)
+        return argument
+
+    def _pin_runs(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        pin_id, first, *_ = abi.PAGE.unpack_from(argument)
+        runs = self._volume.pins.get(file.fh, pin_id).runs
+        page = runs[first : first + _ROOM // abi.RUN.size]
+        return _page(pin_id, first, len(page), len(runs), b"".join(abi.RUN.pack(*run) for run in page))
+
+    def _extents(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        logical, *_ = abi.PAGE.unpack_from(argument)
+        if not file.inode.is_file:
+            raise BadArgument("only regular files have extents to show")
+        found = file.inode.map.extents_from(logical, _ROOM // abi.EXTENT.size)
+        records = b"".join(abi.EXTENT.pack(*extent, 0) for extent in found)
+        return _page(logical, 0, len(found), len(file.inode.map), records)
+
+    # -- reports --
+
+    def _report(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        key, first, *_ = abi.PAGE.unpack_from(argument)
+        if key not in self._reports:
+            raise BadArgument(f"no report {key}")
+        if first == 0:
+            file.report = json.dumps(self._reports[key]()).encode()
+        text = file.report
+        page = text[first : first + _ROOM]
+        return _page(key, first, len(page), len(text), page)
+
+    def info(self) -> dict[str, Any]:
+        volume = self._volume
+        image = os.stat(volume.pmem.path)
+        return {
+            "uuid": str(uuid.UUID(bytes=volume.uuid)),
+            "image": volume.pmem.path,
+            "image_id": [image.st_dev, image.st_ino],
+            "mount": self.service.mountpoint,
+            "block_size": volume.block_size,
+            "blocks": volume.blocks,
+            "free": volume.free,
+            "used": volume.used,
+            "busy": volume.busy,
+            "pinned": volume.pinned,
+            "policy": volume.policy,
+            "dirty_shutdowns": volume.sb["dirty_shutdowns"],
+            "pid": os.getpid(),
+            "readonly": volume.readonly,
+            "failed": volume.failed,
+            "abi": abi.ABI_VERSION,
+            "version": __version__,
+            "requests": session.counters(),
+        }
+
+    def pins(self) -> list[dict[str, Any]]:
+        at, heirs = now(), dict[int, Holder]()
+        return [self._describe(pin, self._holder(pin, heirs), at) for pin in self._volume.pins]
+
+    def _describe(self, pin: Pin, holder: Holder, at: int) -> dict[str, Any]:
+        return {
+            "id": pin.id,
+            "pid": holder.pid,
+            "comm": holder.comm,
+            "ino": pin.ino,
+            "path": self.service.path(pin.inode) if pin.inode else f"(inode {pin.ino})",
+            "offset": pin.offset,
+            "length": pin.length,
+            "flags": "|".join(name for flag, name in _FLAG_NAMES.items() if pin.flags & flag),
+            "age_s": round(max(0, at - pin.taken) / 1e9, 3),
+            "runs": [list(run) for run in pin.runs],
+        }
+
+    def _holder(self, pin: Pin, heirs: dict[int, Holder]) -> Holder:
+        """The process that took the pin; if it has ended, one that has the file open, since somebody must."""
+        if pin.owner is None:
+            return holders.of(pin.holder.pid) if holders.alive(pin.holder) else pin.holder
+        if holders.alive(pin.holder):
+            return pin.holder
+        if pin.owner not in heirs:
+            heirs[pin.owner] = next(holders.with_open_file(pin.ino, self.service.device), pin.holder)
+        return heirs[pin.owner]
+
+    def busy(self) -> list[dict[str, Any]]:
+        """Busy extents, each with the pins that keep it; neighbours with other pins are extents of their own."""
+        edges = sorted(
+            edge
+            for pin in self._volume.pins
+            for start, count in pin.runs
+            for edge in ((start, True, pin.id), (start + count, False, pin.id))
+        )
+        found: list[dict[str, Any]] = []
+        over: set[int] = set()
+        passed = 0
+        for at, count in self._volume.busy_runs():
+            end = at + count
+            while at < end:
+                while passed < len(edges) and edges[passed][0] <= at:
+                    _, begins, pin_id = edges[passed]
+                    over.add(pin_id) if begins else over.discard(pin_id)
+                    passed += 1
+                stop = min(end, edges[passed][0]) if passed < len(edges) else end
+                found.append({"start": at, "count": stop - at, "pins": sorted(over)})
+                at = stop
+        return found
+
+
+def _page(key: int, first: int, count: int, total: int, records: bytes) -> bytes:
+    return (abi.PAGE.pack(key, first, count, total) + records).ljust(abi.PAGE_BYTES, b"\0")

@@ -1,0 +1,190 @@
+"""One served volume: what the kernel holds of it, and what both front doors (pyfuse3 handlers, raw requests) share.
+
+Owns the open files (the `keep` objects of the session's handles), the lookup counts of inodes, and the names by which
+the kernel knows them (for reports). An inode leaves memory when the kernel has forgotten it and no description is open;
+if it has no link left, it dies then.
+
+Rules
+- Everything here is synchronous and runs on the trio thread; a request that waits is the business of its handler.
+- A failure that nobody expected makes the volume read-only: `crashed`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from daxfs.core import fileops, holding, namespace
+from daxfs.core.inode import Inode
+from daxfs.core.layout import ROOT_INO
+from daxfs.core.volume import Volume
+from daxfs.daemon import session
+from daxfs.errors import BadDescriptor, FsError
+
+log = logging.getLogger("daxfs")
+
+FREE_BATCH = 64  # runs that the delayed free gives back between two looks at the mount
+WORK_S = 0.005  # how long one handler may go on before others get their turn
+
+
+def now() -> int:
+    return time.time_ns()
+
+
+@dataclass(eq=False, slots=True)
+class OpenFile:
+    """An open file description of the kernel."""
+
+    inode: Inode
+    flags: int  # of open(2)
+    fh: int = 0
+    report: bytes = b""  # text of the report that is being read through it
+
+    @property
+    def writable(self) -> bool:
+        return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+
+
+class Service:
+    def __init__(self, volume: Volume, mountpoint: str) -> None:
+        self.volume = volume
+        self.mountpoint = mountpoint
+        self.device = ""  # major:minor of the mount, once it is served
+        self.unpinned = trio.Event()  # the delayed free has work
+        self._names: dict[int, tuple[int, bytes]] = {}  # inode -> (parent, name), as last heard
+        volume.root.nlookup = 1  # the mount's own, never forgotten
+
+    # -- lookups --
+
+    def know(self, inode: Inode, parent: int, name: bytes) -> Inode:
+        """The kernel is about to learn of an inode by this name: one more lookup."""
+        inode.nlookup += 1
+        if name not in (b".", b".."):
+            self._names[inode.ino] = (parent, name)
+        return inode
+
+    def forget(self, ino: int, count: int) -> None:
+        if ino == ROOT_INO:
+            return
+        inode = self.volume.inode(ino)
+        inode.nlookup = max(0, inode.nlookup - count)
+        if not inode.nlookup:
+            self._names.pop(ino, None)
+            self._settle(inode)
+
+    def remove(self, verb: Callable[[Volume, int, Inode, bytes], None], parent: int, name: bytes) -> None:
+        """unlink and rmdir."""
+        directory = self.volume.inode(parent)
+        inode = namespace.lookup(self.volume, directory, name)
+        verb(self.volume, now(), directory, name)
+        if inode is not None:
+            self.unnamed(inode, parent, name)
+
+    def unnamed(self, inode: Inode, parent: int, name: bytes) -> None:
+        """A name is gone. An inode without any keeps its last one for reports."""
+        if inode.nlink and self._names.get(inode.ino) == (parent, name):
+            del self._names[inode.ino]
+        self._settle(inode)
+
+    def renamed(self, inode: Inode, parent: int, name: bytes) -> None:
+        if inode.ino in self._names:
+            self._names[inode.ino] = (parent, name)
+
+    def path(self, inode: Inode) -> str:
+        """Where people find a file, as the kernel would say it."""
+        parts: list[bytes] = []
+        ino = inode.ino
+        while ino != ROOT_INO:
+            if ino not in self._names:
+                return f"(inode {inode.ino})"
+            ino, name = self._names[ino]
+            parts.append(name)
+        text = os.path.join(self.mountpoint, *(os.fsdecode(part) for part in reversed(parts)))
+        return text if inode.nlink else f"{text} (deleted)"
+
+    # -- open files --
+
+    def open(self, inode: Inode, flags: int) -> int:
+        """A handle for the kernel."""
+        file = OpenFile(inode, flags)
+        inode.opens += 1
+        try:
+            if inode.is_file:
+                inode.set_hot()
+                file.fh = session.attach(
+                    inode.map.pointer,
+                    readable=flags & os.O_ACCMODE != os.O_WRONLY,
+                    writable=file.writable,
+                    keep=file,
+                )
+            else:
+                file.fh = session.attach(keep=file)
+        except BaseException:
+            inode.opens -= 1
+            raise
+        return file.fh
+
+    def file(self, fh: int) -> OpenFile:
+        try:
+            file = session.keeper(fh)
+        except KeyError:
+            raise BadDescriptor(f"no open file {fh}") from None
+        assert isinstance(file, OpenFile)
+        return file
+
+    def release(self, fh: int) -> None:
+        """The last close of a description: its pins end with it."""
+        file = self.file(fh)
+        session.detach(fh)
+        holding.release_owner(self.volume, fh)
+        self.wake_free()
+        file.inode.opens -= 1
+        self._settle(file.inode)
+
+    def _settle(self, inode: Inode) -> None:
+        """Let go of an inode that nobody refers to; without a link it dies."""
+        try:
+            fileops.reap(self.volume, now(), inode)
+        except FsError as e:  # it stays an orphan, which the next mount frees
+            log.error("inode %d is not freed now: %s", inode.ino, e.why)
+
+    # -- what the kernel does not do by itself --
+
+    def accessed(self, inode: Inode) -> None:
+        if not (self.volume.readonly or self.volume.failed):
+            fileops.note_access(inode, now())
+
+    def stale(self, inode: Inode) -> None:
+        """Attributes have changed behind the kernel's back."""
+        session.inval_inode(inode.ino, -1)
+
+    # -- delayed free --
+
+    def wake_free(self) -> None:
+        if len(self.volume.busy_list.due):
+            self.unpinned.set()
+
+    async def free_worker(self) -> None:
+        """Give busy blocks back once their last pin is gone, a batch at a time."""
+        while True:
+            await self.unpinned.wait()
+            self.unpinned = trio.Event()
+            try:
+                while self.volume.free_unpinned(now(), FREE_BATCH):
+                    await trio.lowlevel.checkpoint()
+            except FsError as e:
+                log.error("delayed free: %s", e.why)
+            except Exception as e:
+                self.crashed(e)
+
+    # -- failures --
+
+    def crashed(self, problem: BaseException) -> None:
+        """Something failed that should not: nothing is changed any more, so that nothing gets worse."""
+        log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem)
+        self.volume.fail(repr(problem))

@@ -1,0 +1,103 @@
+"""Holders that outlived an earlier daemon: who of them is still there, and giving back what the others left.
+
+The ledger kept their blocks away from everybody over the restart (core/ledger.py). A survivor is there as long as any
+process maps the image at its blocks, or still has the pinned file open on the mount that died: it may map at any time. A
+process whose /proc the daemon may not read counts as there while it lives, if it is the one that took the pin.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+
+import trio
+
+from daxfs.core import holding
+from daxfs.core.pins import Pin
+from daxfs.daemon import holders, mountpoint
+from daxfs.daemon.service import Service
+
+log = logging.getLogger("daxfs")
+
+LOOK_S = 0.5  # between two looks at /proc, while there are survivors
+
+
+async def reap_worker(service: Service) -> None:
+    """Release survivors that are gone, until there are none."""
+    volume = service.volume
+    left = volume.pins.survivors()
+    if left:
+        log.info("%d pins of an earlier daemon are kept until their holders are gone", len(left))
+    image = os.stat(volume.pmem.path)
+    while left := volume.pins.survivors():
+        gone = await trio.to_thread.run_sync(_gone, left, image, volume.block_size)
+        for pin in gone:
+            log.info("pin %d of process %d is released: its holder is gone", pin.id, pin.holder.pid)
+            holding.release_survivor(volume, pin)
+        service.wake_free()
+        await trio.sleep(LOOK_S)
+
+
+def _gone(pins: Iterable[Pin], image: os.stat_result, block_size: int) -> list[Pin]:
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
+    mapped: list[tuple[int, int]] = []
+    open_files: set[int] = set()
+    unreadable: set[int] = set()
+    for pid in pids:
+        try:
+            mapped += _mapped(pid, image)
+            open_files |= _open_on_dead_mounts(pid)
+        except PermissionError:
+            unreadable.add(pid)
+        except OSError:
+            pass  # it has ended
+    return [pin for pin in pins if not _there(pin, mapped, open_files, unreadable, block_size)]
+
+
+def _there(
+    pin: Pin, mapped: list[tuple[int, int]], open_files: set[int], unreadable: set[int], block_size: int
+) -> bool:
+    if pin.ino in open_files or (pin.holder.pid in unreadable and holders.alive(pin.holder)):
+        return True
+    ranges = [(start * block_size, (start + count) * block_size) for start, count in pin.runs]
+    return any(lo < end and start < hi for lo, hi in mapped for start, end in ranges)
+
+
+def _mapped(pid: int, image: os.stat_result) -> list[tuple[int, int]]:
+    """The byte ranges of the image that a process maps."""
+    found = []
+    with open(f"/proc/{pid}/maps", "rb") as maps:
+        for line in maps:
+            place, _, offset, device, ino = line.split(None, 5)[:5]
+            major, minor = (int(part, 16) for part in device.split(b":"))
+            if int(ino) == image.st_ino and os.makedev(major, minor) == image.st_dev:
+                start, end = (int(part, 16) for part in place.split(b"-"))
+                found.append((int(offset, 16), int(offset, 16) + end - start))
+    return found
+
+
+def _open_on_dead_mounts(pid: int) -> set[int]:
+    """Inode numbers of the files that a process has open on mounts that are in nobody's tree any more."""
+    found: set[int] = set()
+    mounts: set[str] | None = None
+    for fd in os.listdir(f"/proc/{pid}/fdinfo"):
+        try:
+            with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as info:
+                facts = dict(line.partition(":\t")[::2] for line in info.read().splitlines())
+        except FileNotFoundError:
+            continue
+        if mounts is None:
+            mounts = {mounted.id for mounted in mountpoint.table(pid)}
+        ino, mount_id = facts.get("ino", ""), facts.get("mnt_id", "")
+        if ino.isdecimal() and mount_id not in mounts and _is_file(pid, fd):
+            found.add(int(ino))
+    return found
+
+
+def _is_file(pid: int, fd: str) -> bool:
+    """Not a pipe, socket or the like, which have no mount in the tree either."""
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{fd}").startswith("/")
+    except FileNotFoundError:
+        return False
