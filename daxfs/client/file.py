@@ -1,0 +1,249 @@
+"""A file of a daxfs mount, and the pins that this process takes on it.
+
+A pin belongs to the open file description behind `File`: dup, fork and a descriptor sent over a socket share it, and
+the last close releases it, also when the process is killed. `Pin.close` gives it back earlier. The pinned blocks stay
+where they are, whatever happens to the file; `Pin.map` maps them from the image itself, so what is read and written
+there are the bytes on the (emulated) medium. For that the process needs permission for the image, as for a raw device.
+
+States of a pin: held -> closed. States of its mapping: none -> mapped (`map`) -> closed, always before the pin is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from daxfs import abi
+from daxfs.client import calls
+from daxfs.client.calls import PinError, Run
+from daxfs.client.memory import Window
+from daxfs.client.reports import Path, open_descriptor
+
+_MODES = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR | os.O_CREAT}
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A piece of a file's map, in blocks. An unwritten one is allocated and reads as zeros."""
+
+    logical: int
+    physical: int
+    count: int
+    unwritten: bool
+
+
+def open(path: Path, mode: str = "r") -> File:
+    """Open a file of a daxfs mount: "r" to read (or a directory, for reports), "r+" to read and write, "w+" creates it.
+
+    Nothing is truncated. PinError (an OSError): ENOENT, EACCES, ... with the path; ENOTTY if it is not on daxfs.
+    """
+    if mode not in _MODES:
+        raise ValueError(f"mode {mode!r}: use one of {', '.join(map(repr, _MODES))}")
+    flags = _MODES[mode]
+    if flags & os.O_CREAT and not os.path.lexists(path):
+        try:
+            os.close(os.open(path, flags | os.O_CLOEXEC, 0o666))
+        except OSError as problem:
+            raise PinError(problem.errno, problem.strerror, os.fsdecode(path)) from None
+    file = File(open_descriptor(path, flags), os.fsdecode(path))
+    try:
+        file.info()
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+class File:
+    """An open file of a daxfs mount. Closing it (a context manager) releases its pins, if no copy is open."""
+
+    def __init__(self, fd: int, path: str = "") -> None:
+        """Take over an open descriptor: `close` closes it. `path` is only for messages."""
+        self._fd = fd
+        self.path = path or f"descriptor {fd}"
+        self._pins: list[Pin] = []
+        self._block_size = 0
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """PinErrors raised inside carry the path."""
+        try:
+            yield
+        except PinError as problem:
+            raise PinError(problem.errno, problem.strerror, self.path) from None
+
+    def fileno(self) -> int:
+        if self._fd < 0:
+            raise PinError(errno.EBADF, "the file is closed", self.path)
+        return self._fd
+
+    @property
+    def block_size(self) -> int:
+        """Bytes in a block of the volume: offsets and lengths of pins are multiples of it."""
+        if not self._block_size:
+            self.info()
+        return self._block_size
+
+    def info(self) -> dict[str, Any]:
+        """The volume this file is on; see `daxfs.client.info`."""
+        with self._named():
+            answer: dict[str, Any] = calls.report(self.fileno(), abi.REPORT_INFO)
+            self._block_size = int(answer["block_size"])
+            return answer
+
+    def extents(self) -> list[Extent]:
+        """Where the file's blocks are on the image, in file order; holes are left out."""
+        with self._named():
+            return [Extent(*extent) for extent in calls.extents(self.fileno())]
+
+    def pin(
+        self,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        write: bool = False,
+        longterm: bool = False,
+        flags: int | None = None,
+    ) -> Pin:
+        """Pin `length` bytes at `offset`, both multiples of the block size; without a length, to the end of the file.
+
+        write: the device writes the blocks (needs "r+"; holes get blocks). longterm: FOLL_LONGTERM. flags: FOLL_* bits
+        in place of both. PinError: EINVAL (alignment, flags), EACCES (write pin, file open for reading), ENXIO (beyond
+        the end), EFAULT (read pin of a hole), ENOMEM (limit), ENOSPC (full), EOPNOTSUPP (long-term pins are denied).
+        """
+        if flags is None:
+            flags = abi.FOLL_PIN | (abi.FOLL_WRITE if write else 0) | (abi.FOLL_LONGTERM if longterm else 0)
+        with self._named():
+            if length is None:
+                length = -(-os.fstat(self.fileno()).st_size // self.block_size) * self.block_size - offset
+                if length <= 0:
+                    raise PinError(errno.ENXIO, f"nothing to pin: the file ends at or before byte {offset}")
+            pin_id, _, blocks = calls.pin(self.fileno(), offset, length, flags)
+            pin = Pin(self, pin_id, offset, length, flags, ())
+            try:
+                pin.runs = calls.pin_runs(self.fileno(), pin_id)
+                if sum(count for _, count in pin.runs) != blocks:
+                    raise PinError(errno.EPROTO, f"pin {pin_id} has {blocks} blocks, its runs have other ones")
+            except BaseException:
+                calls.unpin(self.fileno(), pin_id, dirty=False)
+                raise
+        self._pins.append(pin)
+        return pin
+
+    def close(self) -> None:
+        """Unmap and release every pin taken through this object, close the descriptor. Again: no effect."""
+        if self._fd < 0:
+            return
+        try:
+            while self._pins:
+                self._pins[-1].close()
+        finally:
+            for pin in self._pins:
+                pin.detach()  # the daemon did not answer; the last close releases them all the same
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Pin:
+    """A held pin: `id`, `offset` and `length` (bytes), `flags` (FOLL_*), `runs` of (start block, count)."""
+
+    def __init__(self, file: File, pin_id: int, offset: int, length: int, flags: int, runs: tuple[Run, ...]) -> None:
+        self.file = file
+        self.id = pin_id
+        self.offset = offset
+        self.length = length
+        self.flags = flags
+        self.runs = runs
+        self.held = True
+        self._window: Window | None = None
+
+    @property
+    def writable(self) -> bool:
+        return bool(self.flags & abi.FOLL_WRITE)
+
+    def map(self) -> memoryview:
+        """The pinned blocks as one memoryview of bytes, in file order; writable if the pin is. Again: the same view.
+
+        It is mapped from the image, so it stays valid when the file is truncated, punched or unlinked, until the pin is
+        closed. Then the view is released, and slices of it that are still held read zeros and write nowhere.
+        PinError: EACCES (no permission for the image), ENOENT or ESTALE (it is not where the daemon says), EBADF.
+        """
+        if not self.held:
+            raise PinError(errno.EBADF, f"pin {self.id} is closed", self.file.path)
+        if self._window is None or _released(self._window.view):
+            if self._window is not None:
+                self._window.close()
+            self._window = self._map()
+        return self._window.view
+
+    def _map(self) -> Window:
+        info = self.file.info()
+        image = str(info["image"])
+        try:
+            fd = os.open(image, (os.O_RDWR if self.writable else os.O_RDONLY) | os.O_CLOEXEC)
+        except PermissionError:
+            raise PinError(
+                errno.EACCES,
+                "no permission for the image: mapping pinned blocks is a privilege of who may open it; "
+                "run as its owner, or ask the owner for access",
+                image,
+            ) from None
+        except OSError as problem:
+            why = f"the image cannot be opened from this process: {problem.strerror}"
+            raise PinError(problem.errno, why, image) from None
+        try:
+            status = os.fstat(fd)
+            if info.get("image_id", [status.st_dev, status.st_ino]) != [status.st_dev, status.st_ino]:
+                raise PinError(errno.ESTALE, "another file has taken the place of the mounted image", image)
+            return Window(fd, self.runs, self.file.block_size, writable=self.writable)
+        finally:
+            os.close(fd)
+
+    @property
+    def address(self) -> int:
+        """Where `map` put the blocks in this process: for `ctypes`, vmsplice, O_DIRECT. 0 while they are not mapped."""
+        return self._window.address if self._window else 0
+
+    def detach(self) -> None:
+        """Take the mapping away and forget the pin, without telling the daemon."""
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+        self.held = False
+
+    def close(self, *, dirty: bool | None = None) -> None:
+        """Unmap, then unpin. Again: no effect.
+
+        dirty: whether the device wrote, so that the file's times move; by default, whether the pin is a write pin.
+        PinError: ENOENT (released before), ENOTCONN (the daemon is gone; the blocks are unmapped here all the same).
+        """
+        if not self.held:
+            return
+        self.detach()
+        self.file._pins.remove(self)
+        with self.file._named():
+            calls.unpin(self.file.fileno(), self.id, dirty=self.writable if dirty is None else dirty)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _released(view: memoryview) -> bool:
+    try:
+        return view.nbytes < 0
+    except ValueError:
+        return True

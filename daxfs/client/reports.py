@@ -1,0 +1,61 @@
+"""The daemon's reports about a mount: what `daxfs info`, `daxfs pins` and `daxfs busy` show.
+
+`path` is the mount point or any file or directory of the mount; only permission to open it is needed.
+Errors are `PinError`: ENOTTY (not a daxfs mount), ENOTCONN (its daemon is gone), and what opening the path may give.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+from daxfs import abi
+from daxfs.client import calls
+from daxfs.client.calls import PinError
+
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+def open_descriptor(path: Path, flags: int) -> int:
+    """Open a file or directory (never a fifo or a device: opening those has effects). PinError with the path in it."""
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise PinError(errno.EINVAL, "neither a regular file nor a directory", os.fsdecode(path))
+        return os.open(path, flags | os.O_CLOEXEC)
+    except PinError:
+        raise
+    except OSError as problem:
+        code = problem.errno or errno.EIO
+        text = calls.words_for(code) or os.strerror(code)
+        raise PinError(code, text, os.fsdecode(path)) from None
+
+
+def _ask(path: Path, which: int) -> Any:
+    fd = open_descriptor(path, os.O_RDONLY)
+    try:
+        return calls.report(fd, which)
+    except PinError as problem:
+        raise PinError(problem.errno, problem.strerror, os.fsdecode(path)) from None
+    finally:
+        os.close(fd)
+
+
+def info(path: Path) -> dict[str, Any]:
+    """The volume: uuid, image (path), block_size (bytes), blocks, free, used, busy, pinned (blocks), policy, pid."""
+    answer: dict[str, Any] = _ask(path, abi.REPORT_INFO)
+    return answer
+
+
+def pins(path: Path) -> list[dict[str, Any]]:
+    """Every pin of the mount: id, pid, comm, ino, path, offset, length (bytes), flags, age_s, runs."""
+    answer: list[dict[str, Any]] = _ask(path, abi.REPORT_PINS)
+    return answer
+
+
+def busy(path: Path) -> list[dict[str, Any]]:
+    """Every busy extent: start, count (blocks), pins (ids of the pins that keep it)."""
+    answer: list[dict[str, Any]] = _ask(path, abi.REPORT_BUSY)
+    return answer
