@@ -1,0 +1,5 @@
+"""`python -m daxfs.cli` is `daxfs`."""
+
+from daxfs.cli.app import main
+
+main()

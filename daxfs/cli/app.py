@@ -1,0 +1,99 @@
+"""The `daxfs` command: its subcommands, their help, and what becomes of every exception."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from daxfs import __version__
+from daxfs.cli import mounting, pins, volumes
+from daxfs.cli.output import Failure, say
+from daxfs.errors import FsError
+
+app = typer.Typer(
+    name="daxfs",
+    help="A file system on emulated persistent memory, where a pinned block survives truncate and hole punch.",
+    epilog="Start with: `daxfs mount /mnt/x`. Exit codes: 0 done, 1 failed, 2 wrong usage; fsck: 0, 4, 8.",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_EXAMPLES = {
+    "mkfs": "daxfs mkfs --size 4G --label scratch /var/tmp/x.img",
+    "mount": "daxfs mount --image /var/tmp/x.img -o allow_other /mnt/x",
+    "umount": "daxfs umount /mnt/x",
+    "fsck": "daxfs fsck /var/tmp/x.img",
+    "info": "daxfs info --json /mnt/x",
+    "extents": "daxfs extents /mnt/x/film",
+    "pin": "daxfs pin --offset 0 --length 1M --fill 0xa5 --hold 60 /mnt/x/film",
+    "pins": "daxfs pins /mnt/x",
+    "busy": "daxfs busy --json /mnt/x",
+}
+_COMMANDS: dict[str, Callable[..., object]] = {
+    "mkfs": volumes.mkfs,
+    "mount": mounting.mount,
+    "umount": mounting.umount,
+    "fsck": volumes.fsck,
+    "info": volumes.info,
+    "extents": pins.extents,
+    "pin": pins.pin,
+    "pins": pins.pins,
+    "busy": pins.busy,
+}
+for _name, _function in _COMMANDS.items():
+    app.command(_name, epilog=f"Example: {_EXAMPLES[_name]}")(_function)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"daxfs {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out a command line; returns the exit code."""
+    try:
+        result = app(arguments or ["--help"], prog_name="daxfs", standalone_mode=False)
+        sys.stdout.flush()
+        code = result if isinstance(result, int) else 0
+        return code if arguments else 2
+    except Failure as failure:
+        say(str(failure))
+        return failure.code
+    except typer.TyperException as problem:
+        context = getattr(problem, "ctx", None)
+        say(f"{problem.format_message().rstrip('.')}; see: {context.command_path if context else 'daxfs'} --help")
+        return problem.exit_code
+    except FsError as problem:
+        say(problem.why)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads: what is still buffered may go there
+        return 1
+    except OSError as problem:
+        say(": ".join(str(part) for part in (problem.filename, problem.strerror or problem) if part))
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception as bug:
+        if os.environ.get("DAXFS_DEBUG"):
+            raise
+        say(f"internal error: {type(bug).__name__}: {bug} (a bug in daxfs; DAXFS_DEBUG=1 shows where)")
+        return 1
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,192 @@
+"""`daxfs mkfs`, `fsck` and `info`: volumes as images. Whoever imports the core does it late: it brings NumPy along."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+import uuid as uuids
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from daxfs.cli import sizes
+from daxfs.cli.output import Failure, human_size, print_facts, print_json, printable, progress_bar, say
+
+DEFAULT_SIZE = 1 << 30
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def make_image(path: Path, size: int, *, block_size: int = 4096, label: str = "", uuid: bytes | None = None) -> None:
+    """Format an image, sparse and 0600 if it is new; its root directory belongs to the caller."""
+    from daxfs.core.format import format_image
+
+    format_image(
+        path, size, block_size=block_size, label=label, uuid=uuid, now=time.time_ns(), uid=os.getuid(), gid=os.getgid()
+    )
+
+
+def mkfs(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image file; made if it is missing.")],
+    size: Annotated[
+        int | None,
+        typer.Option(
+            parser=sizes.size, metavar="SIZE", help="Like 1G, 512M, 1048576.", show_default="the file's, or 1G if new"
+        ),
+    ] = None,
+    block_size: Annotated[int, typer.Option(parser=sizes.size, metavar="SIZE", help="4K, 8K, 16K, 32K or 64K.")] = 4096,
+    label: Annotated[str, typer.Option(help="A name, at most 64 bytes.")] = "",
+    uuid: Annotated[str | None, typer.Option(help="Of the volume.", show_default="a random one")] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite what the file holds.")] = False,
+) -> None:
+    """Make an empty file system in an image file.
+
+    A new image is sparse and its owner's alone (0600).
+    """
+    identity = None
+    if uuid is not None:
+        try:
+            identity = uuids.UUID(uuid).bytes
+        except ValueError:
+            raise typer.BadParameter(f"{uuid!r} is not a UUID") from None
+    present = _size_of(image)
+    if present and not force:
+        raise Failure(f"{image} exists and is not empty; --force overwrites it, and all its files are gone then")
+    size = size or present or DEFAULT_SIZE
+    make_image(image, size, block_size=block_size, label=label, uuid=identity)
+    say(f"{image}: {human_size(size)} in blocks of {human_size(block_size)}; now: daxfs mount --image {image} DIR")
+
+
+def _size_of(image: Path) -> int:
+    try:
+        status = os.stat(image)
+    except FileNotFoundError:
+        return 0
+    if not stat.S_ISREG(status.st_mode):
+        raise Failure(f"{image} is not a regular file; name a file for the image")
+    return status.st_size
+
+
+def fsck(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image file, not mounted.")],
+    json: JSON = False,
+) -> int:
+    """Check an image without changing it.
+
+    Exit code, as of fsck(8): 0 clean, 4 errors were found, 8 it could not be checked.
+    """
+    from daxfs.core.fsck import check
+    from daxfs.errors import FsError
+
+    try:
+        with progress_bar() as progress:
+            report = check(image, progress=progress)
+    except FsError as problem:
+        raise Failure(problem.why, 8) from None
+    if json:
+        print_json(
+            {
+                "image": report.path,
+                "errors": report.errors,
+                "notes": report.notes,
+                "findings": [{"severity": f.severity, "text": f.text} for f in report.findings],
+                "counts": report.counts,
+            }
+        )
+        return report.exit_code
+    for finding in report.findings:
+        print(printable(str(finding)))
+    if report.omitted:
+        print(f"and {report.omitted} more")
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items())
+    verdict = f"{report.errors} errors" if report.errors else "clean"
+    print(f"{image}: {verdict}" + (f" ({counts})" if counts else ""))
+    return report.exit_code
+
+
+def info(
+    target: Annotated[Path, typer.Argument(metavar="MOUNT|IMAGE", help="A mount point, or an image file.")],
+    json: JSON = False,
+) -> None:
+    """Show a volume, mounted or not.
+
+    What is free, used, busy and pinned is counted in blocks. Of a mount, it shows the daemon too.
+    """
+    facts = _image_info(target) if _is_image(target) else _mount_info(target)
+    if json:
+        print_json(facts)
+        return
+    print_facts((name.replace("_", " "), _fact(name, value, facts)) for name, value in facts.items())
+
+
+def _fact(name: str, value: Any, facts: dict[str, Any]) -> str:
+    if name in ("blocks", "free", "used", "busy", "pinned"):
+        return f"{value} ({human_size(value * int(facts['block_size']))})"
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def _is_image(target: Path) -> bool:
+    """Whether a superblock of ours is in the file. A file *on* a mount answers for its mount, unless it is an image."""
+    from daxfs.core.layout import BLOCK_SIZES, SB_MAGIC
+
+    try:
+        if not stat.S_ISREG(os.stat(target).st_mode):
+            return False
+        with open(target, "rb") as file:
+            return any(os.pread(file.fileno(), 4, at) == SB_MAGIC.to_bytes(4, "little") for at in (0, *BLOCK_SIZES))
+    except OSError:
+        return False
+
+
+def _mount_info(target: Path) -> dict[str, Any]:
+    import errno
+
+    from daxfs import client
+
+    try:
+        return client.info(target)
+    except client.PinError as problem:
+        if problem.errno in (errno.ENOTTY, errno.ENOSYS):
+            raise Failure(f"{target} is neither on a daxfs mount nor a daxfs image") from None
+        raise
+
+
+def _image_info(image: Path) -> dict[str, Any]:
+    """From its mount if it has one that we may ask, else read from the image, which is neither locked nor changed."""
+    from daxfs import client
+    from daxfs.core.volume import Volume
+    from daxfs.daemon import mountpoint
+
+    path = os.path.abspath(image)
+    for mounted in mountpoint.table():
+        if mounted.fstype == mountpoint.FSTYPE and os.path.realpath(mounted.source) == os.path.realpath(path):
+            try:
+                return client.info(mounted.place)
+            except client.PinError:
+                continue
+    now = time.time_ns()
+    volume = Volume.open(path, readonly=True, now=now, lock=False)
+    try:
+        sb = volume.sb
+        return {
+            "uuid": str(uuids.UUID(bytes=volume.uuid)),
+            "image": path,
+            "label": sb["label"].rstrip(b"\0").decode(errors="replace"),
+            "block_size": volume.block_size,
+            "blocks": volume.blocks,
+            "free": volume.free,
+            "used": volume.used,
+            "busy": volume.busy,
+            "pinned": volume.pinned,
+            "policy": volume.policy,
+            "mounts": sb["mounts"],
+            "dirty_shutdowns": sb["dirty_shutdowns"],
+            "clean": sb["state"] == 0,
+        }
+    finally:
+        volume.close(now)
