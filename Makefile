@@ -1,0 +1,65 @@
+# daxfs. Two commands do everything: `make mount` and `make test`; the others are parts of them.
+
+MNT ?= /mnt/x
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(wildcard daxfs/*/*.pyx daxfs/*/*.pxd daxfs/*/*.h daxfs/daemon/fuseio.c daxfs/daemon/hotpath.c)
+
+# The first that is new enough; empty when none is.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	command -v $$python; break; fi; done)
+
+.PHONY: help install mount test lint bench clean system system-test
+
+help:
+	@echo "make mount [MNT=/mnt/x]  set up what is missing and mount"
+	@echo "make test                set up and run the whole test suite"
+	@echo "make install             set up only: system packages (as root), .venv, build"
+	@echo "make lint                ruff and mypy"
+	@echo "make bench               compare speed and memory with other file systems"
+	@echo "make clean               remove .venv and everything that was built"
+
+install: system $(VENV)/installed
+
+mount: install
+	@if mountpoint -q "$(MNT)" && findmnt -no FSTYPE "$(MNT)" | grep -q daxfs; then \
+		echo "$(MNT) is mounted"; \
+	else \
+		mkdir -p "$(MNT)" && $(BIN)/daxfs mount "$(MNT)"; \
+	fi
+
+test: system-test $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+lint: system $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: system-test $(VENV)/installed-dev
+	$(BIN)/python -m tools.bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find daxfs -name '*.so' -delete
+	for source in daxfs/*/*.pyx; do rm -f "$${source%.pyx}.c"; done
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+system:
+	@tools/system-packages.sh "$(PYTHON)"
+
+system-test:
+	@tools/system-packages.sh "$(PYTHON)" test
+
+# Stamps: a step is done again when what it comes from has changed. Python files need no step, the install is editable.
+$(BIN)/python: | system
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml tools/build_backend.py $(NATIVE) | system $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml $(VENV)/installed
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"], sep="\n")' \
+		| $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement /dev/stdin
+	@touch $@
