@@ -33,6 +33,11 @@ class Attributes:
     ctime: int | None = None
     kill_priv: bool = False
 
+    @property
+    def is_empty(self) -> bool:
+        """How the kernel passes on chown(path, -1, -1); like any chown it takes suid away."""
+        return self == Attributes(kill_priv=self.kill_priv)
+
 
 def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
     """chmod, chown, truncate, utimensat: all that is asked, in one transaction."""
@@ -41,7 +46,7 @@ def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
             fileops.resize(vol, txn, inode, new.size)
             inode.mtime = now
             drop_privileges(vol, txn, inode, new.kill_priv)
-        if new.uid is not None or new.gid is not None:
+        if new.uid is not None or new.gid is not None or new.is_empty:
             inode.uid = inode.uid if new.uid is None else new.uid
             inode.gid = inode.gid if new.gid is None else new.gid
             if not inode.is_dir:
@@ -113,8 +118,10 @@ def setxattr(vol: Volume, now: int, inode: Inode, name: bytes, value: bytes, fla
 
 
 def removexattr(vol: Volume, now: int, inode: Inode, name: bytes) -> None:
-    """NoData if there is none of this name."""
+    """NoData if there is none of this name; an ACL that is not there is removed without complaint."""
     _check_namespace(name)
+    if name in _ACLS and name not in xattr.names(vol, inode):
+        return
     with vol.transaction(now) as txn:
         xattr.remove(vol, txn, inode, name)
         inode.ctime = now

@@ -101,9 +101,8 @@ def mkdir(vol: Volume, now: int, parent: Inode, name: bytes, mode: int, caller: 
         if parent.nlink >= layout.LINK_MAX:
             raise TooManyLinks
         inode = _new(vol, txn, parent, stat.S_IFDIR | mode & 0o7777, caller)
-        txn.dirty(parent)  # before the change, so that an abort undoes it
-        parent.nlink += 1
         _enter(txn, directory, parent, name, inode)
+        parent.nlink += 1  # after what can fail: from `_enter` on an abort reverts the parent
     return inode
 
 

@@ -20,6 +20,9 @@ import numpy as np
 from daxfs.errors import ImageError
 
 
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; in the module from Python 3.13 on
+
+
 class Pmem:
     """An open image. `view` is all of it, `words` the same as aligned 8-byte words, `address` where it is mapped."""
 
@@ -35,9 +38,10 @@ class Pmem:
                 _lock_image(self._fd, self.path, readonly)
             self.size = os.fstat(self._fd).st_size & ~7
             if self.size < mmap.PAGESIZE:
-                raise ImageError(f"{self.path} is too small to be a daxfs image; make one with: daxfs mkfs {self.path}")
+                hint = "name another file" if self.size else f"make one with: daxfs mkfs {self.path}"
+                raise ImageError(f"{self.path} is {'too small' if self.size else 'empty, too small'} for an image; {hint}")
             # Read-only means a private copy: a journal can be replayed in it, and no store ever reaches the image.
-            sharing = mmap.MAP_PRIVATE if readonly else mmap.MAP_SHARED
+            sharing = mmap.MAP_PRIVATE | _MAP_NORESERVE if readonly else mmap.MAP_SHARED
             self._map = mmap.mmap(self._fd, self.size, sharing, mmap.PROT_READ | mmap.PROT_WRITE)
         except BaseException:
             os.close(self._fd)
@@ -46,6 +50,12 @@ class Pmem:
         self.words = self.view.cast("Q")
         self.bytes = np.frombuffer(self._map, dtype=np.uint8)
         self.address = int(self.bytes.ctypes.data)
+
+    @property
+    def file_id(self) -> tuple[int, int]:
+        """Device and inode of the image file, which may have another name by now, or none."""
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
 
     def load(self, at: int, n: int) -> bytes:
         return bytes(self.view[at : at + n])

@@ -37,7 +37,7 @@ def load(pmem: Pmem) -> Superblock:
     if not found:
         if not any(pmem.view[:4096]):
             raise ImageError(f"{pmem.path} is empty (zeros), not a daxfs image; make one with: daxfs mkfs {pmem.path}")
-        raise ImageError(f"{pmem.path} is not a daxfs image; make one with: daxfs mkfs --force {pmem.path}")
+        raise ImageError(f"{pmem.path} is not a daxfs image; name another file, or make one with daxfs mkfs")
     newest = max(found, key=lambda values: values["sequence"])
     _check(pmem, newest)
     return newest

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
-
 from daxfs.core.fsck.image import open_image
 from daxfs.core.fsck.report import ERROR, NOTE, Finding, Progress, Report
 from daxfs.core.fsck.space import Owners, check_space
-from daxfs.core.fsck.table import FREE, TableCheck
+from daxfs.core.fsck.table import DAMAGED, FREE, TableCheck
 from daxfs.core.fsck.tree import TreeCheck
 from daxfs.core.pmem import Pmem
 
@@ -37,7 +35,6 @@ def check(target: str | os.PathLike[str] | Pmem, progress: Progress | None = Non
         table = TableCheck(image, owners, report, step)
         TreeCheck(image, table.inodes, table.extents, report, step)
         step("space", 0, 1)
-        numbers = table.inodes.ino(np.flatnonzero(table.inodes.state == FREE))
-        check_space(image, owners, numbers[numbers != 0], report)
+        check_space(image, owners, table.inodes.in_state(FREE), table.inodes.in_state(DAMAGED), report)
         step("space", 1, 1)
     return report

@@ -62,7 +62,7 @@ def _name(tag: int) -> str:
     return _NAMES[tag >> _KIND_SHIFT].format(tag & (1 << _KIND_SHIFT) - 1)
 
 
-def check_space(image: Image, owners: Owners, free_inodes: Array, report: Report) -> None:
+def check_space(image: Image, owners: Owners, free_inodes: Array, damaged_inodes: Array, report: Report) -> None:
     """The last step: the fixed regions, the table, the ledger, the snapshot; then everybody's blocks at once."""
     zero = np.zeros(1, np.int64)
     owners.add(REGION, zero, np.array([image.sb["data_start"]], np.int64), zero)
@@ -79,7 +79,7 @@ def check_space(image: Image, owners: Owners, free_inodes: Array, report: Report
         if leaked:
             report.error(f"{leaked} blocks are neither used nor in the snapshot of free space")
         free = int(runs[:, 1].sum()) + leaked
-        used = np.setdiff1d(numbers, free_inodes)
+        used = np.setdiff1d(numbers, np.concatenate((free_inodes, damaged_inodes)))
         report.each("the snapshot says that inode {} is free, which it is not", used)
         missing = len(np.setdiff1d(free_inodes, numbers))
         if missing:

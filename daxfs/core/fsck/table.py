@@ -57,6 +57,12 @@ class Inodes:
         at = np.minimum(np.searchsorted(self.chunk_numbers, numbers), len(self.chunk_numbers) - 1)
         return np.where(self.chunk_numbers[at] == numbers, at * CHUNK_INODES + inos % CHUNK_INODES, -1)
 
+    def in_state(self, state: int) -> Array:
+        """Numbers of the inodes in this state, without 0, which no inode has."""
+        inos = self.ino(np.flatnonzero(self.state == state))
+        numbers: Array = inos[inos != 0]
+        return numbers
+
     def is_type(self, kind: int) -> Array:
         """Which rows are live inodes of this type (S_IFDIR, ...)."""
         which: Array = (self.state == LIVE) & (self.mode & 0o170000 == kind)
