@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from daxfs.cli import sizes
-from daxfs.cli.output import Failure
+from daxfs.cli.output import Failure, say
 
 _CLOSE_S = 120  # what the daemon may take to close the image after the unmount
 
@@ -135,6 +135,9 @@ def mount(
         log=log,
     )
     try:
-        return server.mount(request)
+        code = server.mount(request)
     except BadArgument as problem:
         raise typer.BadParameter(problem.why) from None
+    if code == 0 and not foreground:
+        say(f"{mountpoint} is mounted; see: daxfs info {mountpoint}")
+    return code

@@ -30,11 +30,8 @@ def say(text: str) -> None:
 
 
 def print_json(value: Any, *, line: bool = False) -> None:
-    print(json.dumps(value, indent=None if line else 2, ensure_ascii=not _utf8()), flush=True)
-
-
-def _utf8() -> bool:
-    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    """JSON in plain ASCII: names are any bytes, and not every terminal or pipe takes them."""
+    print(json.dumps(value, indent=None if line else 2), flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: Sequence[str] = ()) -> None:

@@ -15,6 +15,7 @@ from daxfs.cli import sizes
 from daxfs.cli.output import Failure, human_size, print_facts, print_json, printable, progress_bar, say
 
 DEFAULT_SIZE = 1 << 30
+_FOR_PROGRAMS = {"image_id", "abi", "requests"}  # facts that only --json shows
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -117,26 +118,25 @@ def info(
     if json:
         print_json(facts)
         return
-    print_facts((name.replace("_", " "), _fact(name, value, facts)) for name, value in facts.items())
+    shown = ((name, value) for name, value in facts.items() if name not in _FOR_PROGRAMS and value != "")
+    print_facts((name.replace("_", " "), _fact(name, value, facts)) for name, value in shown)
 
 
 def _fact(name: str, value: Any, facts: dict[str, Any]) -> str:
     if name in ("blocks", "free", "used", "busy", "pinned"):
         return f"{value} ({human_size(value * int(facts['block_size']))})"
-    if isinstance(value, dict):
-        return ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in value.items())
-    if isinstance(value, list):
-        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return str(value)
 
 
 def _is_image(target: Path) -> bool:
     """Whether a superblock of ours is in the file. A file *on* a mount answers for its mount, unless it is an image."""
-    from daxfs.core.layout import BLOCK_SIZES, SB_MAGIC
-
     try:
         if not stat.S_ISREG(os.stat(target).st_mode):
             return False
+        from daxfs.core.layout import BLOCK_SIZES, SB_MAGIC
+
         with open(target, "rb") as file:
             return any(os.pread(file.fileno(), 4, at) == SB_MAGIC.to_bytes(4, "little") for at in (0, *BLOCK_SIZES))
     except OSError:

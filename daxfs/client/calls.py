@@ -22,7 +22,7 @@ class PinError(OSError):
     """A call that the mount refused or that cannot be made; `errno` says which, `strerror` is one line for people."""
 
 
-_GONE = "the daxfs daemon of this mount is gone: `daxfs umount` the mount point and mount it again"
+_GONE = "the daxfs daemon of this mount is gone: mount it again (daxfs mount clears the dead mount)"
 _ANY = {
     errno.ENOTTY: "not on a daxfs mount, or on one of another version",
     errno.ENOSYS: "not on a daxfs mount, or on one of another version",

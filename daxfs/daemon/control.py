@@ -77,7 +77,7 @@ class Control:
         holding.unpin(self._volume, now(), file.fh, pin_id, dirty=dirty)
         self.service.wake_free()
         if dirty:
-            self.service.stale(file.inode)
+            self.service.stale_data(file.inode)
         return argument
 
     def _pin_runs(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
@@ -108,11 +108,10 @@ class Control:
 
     def info(self) -> dict[str, Any]:
         volume = self._volume
-        image = os.stat(volume.pmem.path)
         return {
             "uuid": str(uuid.UUID(bytes=volume.uuid)),
             "image": volume.pmem.path,
-            "image_id": [image.st_dev, image.st_ino],
+            "image_id": list(volume.pmem.file_id),
             "mount": self.service.mountpoint,
             "block_size": volume.block_size,
             "blocks": volume.blocks,

@@ -7,10 +7,12 @@ Unmounting is left to fusermount3, which works for root and for the user who mou
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from daxfs.errors import Busy, FsError, NoEntry, NotDirectory, NotEmpty, NotPerm
 
 FSTYPE = "fuse.daxfs"
 _UNMOUNT_S_MAX = 60
+_TRIES, _PAUSE_S = 4, 0.1
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,18 @@ def _alive(place: str) -> bool:
 
 
 def unmount(place: str, *, lazy: bool = False) -> None:
-    """Take the mount away. Busy if it is in use; if lazy, it goes from the tree now and ends with its last user."""
+    """Take the mount away. Busy if it is in use; if lazy, it goes from the tree now and ends with its last user.
+
+    A call that is just looking at the mount (df, find) makes it busy for a moment: a few tries are made.
+    """
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(Busy):
+            return _unmount(place, lazy)
+        time.sleep(_PAUSE_S)
+    return _unmount(place, lazy)
+
+
+def _unmount(place: str, lazy: bool) -> None:
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", place]
     try:
         done = subprocess.run(

@@ -178,7 +178,7 @@ class Operations(pyfuse3.Operations, metaclass=_Guarded):
         return attributes.getxattr(self._volume, self._inode(ino), name)
 
     async def listxattr(self, ino: InodeT, ctx: RequestContext) -> list[bytes]:
-        return attributes.listxattr(self._volume, self._inode(ino))
+        return attributes.listxattr(self._volume, self._inode(ino), trusted=ctx.uid == 0)
 
     async def removexattr(self, ino: InodeT, name: bytes, ctx: RequestContext) -> None:
         attributes.removexattr(self._volume, now(), self._inode(ino), name)

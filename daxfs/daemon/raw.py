@@ -20,7 +20,7 @@ from daxfs.daemon import protocol, session
 from daxfs.daemon.control import Control
 from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
-from daxfs.errors import BadArgument, Corrupt, Exists, FsError
+from daxfs.errors import BadArgument, Corrupt, Exists, FsError, NotPermitted
 
 log = logging.getLogger("daxfs")
 
@@ -82,21 +82,19 @@ class RawRequests:
         def time(bit: int, now_bit: int, seconds: int, nanos: int) -> int | None:
             return at if valid & now_bit else seconds * _NS + nanos if valid & bit else None
 
-        attributes.setattr(
-            self._volume,
-            at,
-            inode,
-            attributes.Attributes(
-                mode=mode & 0o7777 if valid & protocol.FATTR_MODE else None,
-                uid=uid if valid & protocol.FATTR_UID else None,
-                gid=gid if valid & protocol.FATTR_GID else None,
-                size=size if valid & protocol.FATTR_SIZE else None,
-                atime=time(protocol.FATTR_ATIME, protocol.FATTR_ATIME_NOW, atime_s, atime_ns),
-                mtime=time(protocol.FATTR_MTIME, protocol.FATTR_MTIME_NOW, mtime_s, mtime_ns),
-                ctime=time(protocol.FATTR_CTIME, 0, ctime_s, ctime_ns),
-                kill_priv=bool(valid & protocol.FATTR_KILL_SUIDGID),
-            ),
+        new = attributes.Attributes(
+            mode=mode & 0o7777 if valid & protocol.FATTR_MODE else None,
+            uid=uid if valid & protocol.FATTR_UID else None,
+            gid=gid if valid & protocol.FATTR_GID else None,
+            size=size if valid & protocol.FATTR_SIZE else None,
+            atime=time(protocol.FATTR_ATIME, protocol.FATTR_ATIME_NOW, atime_s, atime_ns),
+            mtime=time(protocol.FATTR_MTIME, protocol.FATTR_MTIME_NOW, mtime_s, mtime_ns),
+            ctime=time(protocol.FATTR_CTIME, 0, ctime_s, ctime_ns),
+            kill_priv=bool(valid & protocol.FATTR_KILL_SUIDGID),
         )
+        if new.is_empty and request.uid not in (0, inode.uid) and attributes.has_privileges(self._volume, inode, True):
+            raise NotPermitted("only the owner takes suid away")  # the kernel did not check: it took this for no change
+        attributes.setattr(self._volume, at, inode, new)
         request.reply(protocol.attr_out(inode, self._volume.block_size))
 
     def setxattr(self, request: Request) -> None:
@@ -199,10 +197,8 @@ class RawRequests:
     def fallocate(self, request: Request) -> None:
         _, offset, length, mode = protocol.FALLOCATE_IN.unpack_from(request.body)
         inode = self._inode(request.nodeid)
-        before = inode.mode
-        fileops.fallocate(self._volume, now(), inode, mode, offset, length, kill_priv=_loses_privileges(request))
-        if inode.mode != before:
-            self.service.stale(inode)
+        with self._watched(inode):
+            fileops.fallocate(self._volume, now(), inode, mode, offset, length, kill_priv=_loses_privileges(request))
         request.reply()
 
     def lseek(self, request: Request) -> None:
@@ -216,12 +212,11 @@ class RawRequests:
             raise BadArgument("copy_file_range knows no flags")
         source, target = self._inode(request.nodeid), self._inode(other)
         length = min(length, COPY_MAX)
-        mode, kill_priv = target.mode, _loses_privileges(request)
-        copied = fileops.copy_range(
-            self._volume, now(), source, offset, target, other_offset, length, kill_priv=kill_priv
-        )
-        if target.mode != mode:
-            self.service.stale(target)
+        kill_priv = _loses_privileges(request)
+        with self._watched(target):
+            copied = fileops.copy_range(
+                self._volume, now(), source, offset, target, other_offset, length, kill_priv=kill_priv
+            )
         answer = protocol.COPY_64_OUT if request.opcode == protocol.COPY_FILE_RANGE_64 else protocol.WRITE_OUT
         request.reply(answer.pack(copied))
 

@@ -167,8 +167,8 @@ class Mounting:
     async def _run(self, service: Service, ready: Ready) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey_signals, nursery)
-            nursery.start_soon(service.free_worker)
-            nursery.start_soon(survivors.reap_worker, service)
+            service.work_in(nursery)
+            service.start(survivors.reap_worker, service)
             nursery.start_soon(self._announce, service, ready)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()

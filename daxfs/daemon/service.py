@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
@@ -56,6 +56,7 @@ class Service:
         self.mountpoint = mountpoint
         self.device = ""  # major:minor of the mount, once it is served
         self.unpinned = trio.Event()  # the delayed free has work
+        self._nursery: trio.Nursery
         self._names: dict[int, tuple[int, bytes]] = {}  # inode -> (parent, name), as last heard
         volume.root.nlookup = 1  # the mount's own, never forgotten
 
@@ -163,24 +164,40 @@ class Service:
         """Attributes have changed behind the kernel's back."""
         session.inval_inode(inode.ino, -1)
 
-    # -- delayed free --
+    def stale_data(self, inode: Inode) -> None:
+        """So have the bytes: mappings shall see them soon. This can wait for dirty pages, so a thread does it."""
+        self.stale(inode)
+        self.start(trio.to_thread.run_sync, session.inval_inode, inode.ino)
+
+    # -- work besides requests --
+
+    def work_in(self, nursery: trio.Nursery) -> None:
+        """The mount is served from now on, as long as the nursery."""
+        self._nursery = nursery
+        self.start(self._free_worker)
+
+    def start(self, work: Callable[..., Awaitable[object]], *args: object) -> None:
+        """A task whose failure does not end the mount."""
+
+        async def task() -> None:
+            try:
+                await work(*args)
+            except Exception as e:
+                self.crashed(e)
+
+        self._nursery.start_soon(task)
 
     def wake_free(self) -> None:
         if len(self.volume.busy_list.due):
             self.unpinned.set()
 
-    async def free_worker(self) -> None:
+    async def _free_worker(self) -> None:
         """Give busy blocks back once their last pin is gone, a batch at a time."""
         while True:
             await self.unpinned.wait()
             self.unpinned = trio.Event()
-            try:
-                while self.volume.free_unpinned(now(), FREE_BATCH):
-                    await trio.lowlevel.checkpoint()
-            except FsError as e:
-                log.error("delayed free: %s", e.why)
-            except Exception as e:
-                self.crashed(e)
+            while self.volume.free_unpinned(now(), FREE_BATCH):
+                await trio.lowlevel.checkpoint()
 
     # -- failures --
 

@@ -26,33 +26,42 @@ class Request:
     """One FUSE request that Python answers, exactly once, now or later, from any thread.
     Dropped unanswered, it answers EIO and logs an error."""
 
-    opcode: int
-    unique: int
-    nodeid: int
-    uid: int
-    gid: int
-    pid: int
+    @property
+    def opcode(self) -> int: ...
+    @property
+    def unique(self) -> int: ...
+    @property
+    def nodeid(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
     @property
     def body(self) -> memoryview:
         """The payload behind the request's header; valid for as long as somebody holds it."""
     @property
     def answered(self) -> bool: ...
+    @property
+    def interrupted(self) -> bool:
+        """The caller was interrupted while the request was kept: look before waiting, `on_interrupt` is called once."""
     on_interrupt: Callable[[], object] | None
-    """Called on the trio thread when the caller was interrupted or killed while this is unanswered. It usually ends the
-    work and answers EINTR. Without one the caller goes on waiting. Dropped once the request is answered."""
+    """Called on the trio thread when the caller was interrupted or killed while this is unanswered. It usually ends
+    the work and answers EINTR. Without one the caller goes on waiting. Dropped once the request is answered."""
 
     def reply(self, data: bytes | bytearray | memoryview = b"") -> None:
         """Answer with success and these bytes. RuntimeError if already answered. A caller that is gone is no error."""
     def reply_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """The same with the bytes in pieces, sent without joining them (pieces of the mapping, say)."""
-    def error(self, errno: int) -> None:
+    def error(self, number: int) -> None:
         """Answer with this errno, a positive number."""
 
 def register(opcode: int, callback: Callable[[Request], object] | None) -> None:
-    """Take requests of this opcode away from pyfuse3: `callback(request)` runs on the trio thread, must not block, and
-    answers at once or keeps the request (a nursery task may answer it). An exception is a bug: it is logged, answered
-    with EIO and given to `on_crash`. None gives the opcode back to pyfuse3. FORGET and BATCH_FORGET have no answer: their
-    requests count as answered from the start."""
+    """Take requests of this opcode away from pyfuse3: `callback(request)` runs on the trio thread, must not block,
+    and answers at once or keeps the request (a nursery task may answer it). An exception is a bug: it is logged,
+    answered with EIO and given to `on_crash`. None gives the opcode back to pyfuse3. FORGET and BATCH_FORGET have no
+    answer: their requests count as answered from the start."""
 
 def configure(
     *,
@@ -64,22 +73,15 @@ def configure(
     drain_max: int = 64,
     on_crash: Callable[[BaseException], object] | None = None,
 ) -> None:
-    """Before pyfuse3.init(). `init_flags` (INIT_DEFAULT) are granted as far as the kernel offers them, and no others.
-    `atime=False` (a read-only volume, noatime): hot reads leave the atime word alone. `drain_max`: how many requests are
-    answered before trio gets its turn."""
+    """Before pyfuse3.init(), after register(). `init_flags` (INIT_DEFAULT) are granted as far as the kernel offers
+    them, and no others. `atime=False` (a read-only volume, noatime): hot reads leave the atime word alone.
+    `drain_max`: how many requests are answered before trio gets its turn."""
 
-def attach(
-    map_pointer: int = 0,
-    *,
-    readable: bool = True,
-    writable: bool = False,
-    append: bool = False,
-    keep: object = None,
-) -> int:
+def attach(map_pointer: int = 0, *, readable: bool = True, writable: bool = False, keep: object = None) -> int:
     """A file handle for the kernel: the `fh` of an OPEN, CREATE or OPENDIR reply. With the address of a `dx_map`
-    (ExtentMap.pointer) it is hot: reads and in-place writes are answered in C as far as the map's hot bits allow; 0 makes
-    a cold handle. `keep` is held until detach(): give the object that owns the map. Handles are small numbers, used again
-    after detach()."""
+    (ExtentMap.pointer) it is hot: reads and in-place writes are answered in C as far as the map's hot bits allow; 0
+    makes a cold handle. `keep` is held until detach(): give the object that owns the map, which must stay where it
+    is until then. Handles are small numbers, used again after detach()."""
 
 def detach(fh: int) -> None:
     """The kernel has released the handle. KeyError if it is not attached."""
@@ -94,12 +96,13 @@ def waiting() -> list[Request]:
     """The requests that Python keeps and has not answered."""
 
 def counters() -> dict[str, int]:
-    """Since the import: hot_reads, hot_writes, hot_read_bytes, hot_write_bytes, raw (to callbacks), passed (to pyfuse3),
-    interrupts, drains (wake-ups), lost (answers to a caller or mount that was gone)."""
+    """Since the import: hot_reads, hot_writes, hot_read_bytes, hot_write_bytes, raw (to callbacks), passed (to
+    pyfuse3), interrupts, drains (wake-ups), lost (answers that the kernel did not take: caller or mount gone)."""
 
 def inval_inode(ino: int, offset: int = 0, length: int = 0) -> None:
-    """Drop the kernel's cached attributes of an inode and its cached pages of a range (length 0: to the end; offset < 0:
-    attributes only). Can block on dirty pages: from a worker thread only. An inode the kernel does not know is no error."""
+    """Drop the kernel's cached attributes of an inode and its cached pages of a range (length 0: to the end; offset
+    < 0: attributes only). Unless offset < 0 it can block on dirty pages: from a worker thread only. An inode that the
+    kernel does not know is no error."""
 
 def inval_entry(parent: int, name: bytes) -> None:
     """Drop a cached name. Waits for the kernel's lock of the directory: from a worker thread only."""

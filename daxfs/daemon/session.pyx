@@ -443,9 +443,8 @@ def attach(uintptr_t map_pointer=0, *, bint readable=True, bint writable=False, 
 
 
 def detach(uint64_t fh):
-    keep = _keepers.pop(fh)
+    del _keepers[fh]
     dx_detach(fh)
-    return keep
 
 
 def keeper(uint64_t fh):

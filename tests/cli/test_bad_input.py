@@ -48,6 +48,7 @@ def fingerprint(home: Path) -> dict[str, str]:
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "directory"
         for path in sorted(home.rglob("*"))
+        if path != home / "log"
     }
 
 

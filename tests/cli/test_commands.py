@@ -94,6 +94,20 @@ def test_a_pin_is_shown_and_released(shared_mount: Mounted, file: Path) -> None:
     assert shared_mount.info()["pinned"] == 0
 
 
+@pytest.mark.parametrize("name", [b"a b\n\t\x1b[31m", b"\xff\xfe", "gr\u00f6\u00dfe \u96ea".encode(), b"-n"])
+def test_any_name_can_be_pinned_and_shown(shared_mount: Mounted, name: bytes) -> None:
+    path = Path(os.fsdecode(os.fsencode(shared_mount.fresh_directory()) + b"/" + name))
+    path.write_bytes(b"x" * 4096)
+    with holding(path) as (holder, _):
+        assert [p["path"] for p in shown("pins", shared_mount.path)] == [str(path)]
+        text = daxfs("pins", shared_mount.path).stdout
+        assert "\x1b" not in text
+        assert len(text.splitlines()) == 2
+        assert len(shown("extents", path)) == 1
+        holder.terminate()
+        assert holder.wait(10) == 0
+
+
 def test_busy_blocks_are_shown(shared_mount: Mounted, file: Path) -> None:
     with holding(file) as (holder, printed):
         os.truncate(file, 0)

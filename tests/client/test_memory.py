@@ -62,9 +62,7 @@ def test_nothing_stays_mapped(image: int, tmp_path: Path) -> None:
     assert str(tmp_path / "image") not in mappings()
 
 
-@pytest.mark.parametrize(
-    ("runs", "code"), [([], errno.EINVAL), ([(15, 2)], errno.ENXIO), ([(1 << 40, 1)], errno.ENXIO)]
-)
+@pytest.mark.parametrize(("runs", "code"), [([], errno.EINVAL), ([(15, 2)], errno.ENXIO), ([(1 << 40, 1)], errno.ENXIO)])
 def test_runs_that_cannot_be_mapped(image: int, runs: list[tuple[int, int]], code: int) -> None:
     before = mappings().count("\n")
     with pytest.raises(PinError) as caught:

@@ -51,19 +51,21 @@ def test_truncate_leaves_the_holder_its_bytes(path: Path, shared_mount: Mounted)
 
 
 def test_a_fragmented_file_is_one_view(path: Path) -> None:
-    """Punched and written again, in an order that scatters the blocks."""
+    """Written backwards, with another file's blocks between, so that its runs are more than one page of an answer."""
+    count = 600
     other = path.with_name("other")
     with open(path, "r+b", buffering=0) as file, open(other, "wb", buffering=0) as noise:
         file.truncate(0)
-        for n in reversed(range(64)):
+        for n in reversed(range(count)):
             file.seek(n * BLOCK)
-            file.write(bytes([n]) * BLOCK)
+            file.write(bytes([n % 251]) * BLOCK)
             noise.write(b"noise" * 1000)
     with client.open(path, "r+") as opened, opened.pin(write=True) as pin:
-        assert len(pin.runs) > 1
-        assert bytes(pin.map()[::BLOCK]) == bytes(range(64))
-        pin.map()[:] = bytes(64 * BLOCK)
-    assert path.read_bytes() == bytes(64 * BLOCK)
+        assert len(pin.runs) > 510
+        assert [e.count for e in opened.extents()] == [count for _, count in pin.runs]
+        assert bytes(pin.map()[::BLOCK]) == bytes(n % 251 for n in range(count))
+        pin.map()[:] = bytes(count * BLOCK)
+    assert path.read_bytes() == bytes(count * BLOCK)
 
 
 def test_a_write_pin_gives_a_hole_blocks(path: Path) -> None:

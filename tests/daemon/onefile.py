@@ -1,9 +1,9 @@
-"""A small file system for test_session.py: `python onefile.py MOUNTPOINT` serves one directory of a few files.
+"""A small file system for test_session.py: `python -m tests.daemon.onefile MOUNTPOINT` serves a few files.
 
-`file` has written extents, a hole and unwritten extents over an anonymous mapping; `pieces` has more extents than one answer
-can carry (blocks of 512 bytes); `short` lies on an image that ends before its extents do. READ, WRITE, FALLOCATE, LSEEK, IOCTL,
-COPY_FILE_RANGE, OPEN and SETATTR are taken by the session, the rest by pyfuse3. Prints `ready` when it is mounted, and what
-the session counted when it ends.
+`file` has written extents, a hole and unwritten extents over an anonymous mapping; `pieces` has more extents than one
+answer can carry (blocks of 512 bytes), and the kernel may cache its name and attributes; `short` lies on an image that
+ends before its extents do. What the session takes is in `Fs.__init__`, the rest is pyfuse3's. Prints `ready` when it is
+mounted, and what the session counted when it ends.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import json
 import logging
 import mmap
 import os
+import select
 import stat
 import struct
 import sys
 import tempfile
+import threading
 import time
 
 from daxfs.core.extents import HOT_READ, HOT_WRITE, ExtentMap
@@ -29,11 +31,12 @@ import trio  # isort: skip
 
 BLOCK = 4096
 IMAGE_BLOCKS = 4096
-SETATTR, OPEN, READ, WRITE, IOCTL, FALLOCATE, LSEEK, COPY_FILE_RANGE = 4, 14, 15, 16, 39, 43, 46, 47
+SETATTR, OPEN, READ, WRITE, IOCTL, POLL, FALLOCATE, LSEEK, COPY_FILE_RANGE = 4, 14, 15, 16, 39, 40, 43, 46, 47
 PUNCH_HOLE = 2
+PIECES = 3
 
 # What the ioctls of this file system do; all carry 4096 bytes both ways.
-COUNTERS, CRASH, DROP, PARK, TWICE, UNPARK = range(1, 7)
+COUNTERS, CRASH, DROP, PARK, TWICE, UNPARK, GROW, TELL, HIDE, WAKE = range(1, 11)
 
 
 class File:
@@ -65,6 +68,8 @@ class Fs(pyfuse3.Operations):
         self.next_block = 2048
         self.parked: list[session.Request] = []
         self.crashes = 0
+        self.poll_handles: list[int] = []
+        self.events = 0
 
         file = File(2, base, view, 0)
         file.map.insert(0, 10, 4)  # 4, 5: a hole
@@ -72,11 +77,11 @@ class Fs(pyfuse3.Operations):
         for n in range(8, 600):  # a fragment each
             file.map.insert(n, 700 + (n ^ 1), 1)
         file.map.size = 600 * BLOCK - 100
-        pieces = File(3, base, view, 64, 9)
+        pieces = File(PIECES, base, view, 64, 9)
         for n in range(2048):
             pieces.map.insert(n, 2048 * 8 - 2 * n, 1)
         pieces.map.size = 1 << 20
-        self.short_file = tempfile.TemporaryFile()
+        self.short_file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self.short_file.truncate(4 * BLOCK)
         self.short_image = mmap.mmap(self.short_file.fileno(), 4 * BLOCK)
         short = File(4, ctypes.addressof(ctypes.c_char.from_buffer(self.short_image)), memoryview(self.short_image), 0)
@@ -88,7 +93,8 @@ class Fs(pyfuse3.Operations):
 
         for opcode, callback in {
             SETATTR: self.setattr_raw, OPEN: self.open_raw, READ: self.read_raw, WRITE: self.write_raw,
-            IOCTL: self.ioctl_raw, FALLOCATE: self.fallocate_raw, LSEEK: self.lseek_raw, COPY_FILE_RANGE: self.copy_raw,
+            IOCTL: self.ioctl_raw, POLL: self.poll_raw, FALLOCATE: self.fallocate_raw, LSEEK: self.lseek_raw,
+            COPY_FILE_RANGE: self.copy_raw,
         }.items():  # fmt: skip
             session.register(opcode, callback)
 
@@ -101,7 +107,7 @@ class Fs(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = ino
         entry.st_nlink = 1
-        entry.attr_timeout = entry.entry_timeout = 0
+        entry.attr_timeout = entry.entry_timeout = 3600 if ino == PIECES else 0
         entry.st_mode = stat.S_IFDIR | 0o755
         if ino != pyfuse3.ROOT_INODE:
             entry.st_mode = stat.S_IFREG | 0o644
@@ -212,15 +218,15 @@ class Fs(pyfuse3.Operations):
         assert isinstance(file, File)
         for n in range(length // BLOCK):
             one, other = file.map.find(source // BLOCK + n), file.map.find(target // BLOCK + n)
-            assert one is not None and other is not None
+            assert one is not None
+            assert other is not None
             start = (one[1] + source // BLOCK + n - one[0]) * BLOCK
             to = (other[1] + target // BLOCK + n - other[0]) * BLOCK
             file.view[to : to + BLOCK] = bytes(file.view[start : start + BLOCK])
         request.reply(struct.pack("<II", length, 0))
 
     def ioctl_raw(self, request: session.Request) -> None:
-        fh, _, number = struct.unpack_from("<QII", request.body)
-        command = number & 0xFF
+        command = struct.unpack_from("<I", request.body, 12)[0] & 0xFF
         answer = b""
         if command == COUNTERS:
             waiting = len(session.waiting())
@@ -238,6 +244,18 @@ class Fs(pyfuse3.Operations):
                 if not one.answered:
                     one.reply(struct.pack("<iI8x", 7, 0))
             self.parked.clear()
+        elif command == GROW:
+            self.by_ino[PIECES].map.size += 1
+        elif command == TELL:
+            session.inval_inode(PIECES, -1)
+        elif command == HIDE:
+            del self.files[b"pieces"]
+            threading.Thread(target=self.hide, args=(request,)).start()
+            return
+        elif command == WAKE:
+            self.events = select.POLLIN
+            for kh in self.poll_handles:
+                session.notify_poll(kh)
         elif command == TWICE:
             request.reply(struct.pack("<iI8x", 0, 0))
             request.reply(b"")
@@ -245,6 +263,19 @@ class Fs(pyfuse3.Operations):
             request.error(errno.ENOTTY)
             return
         request.reply(struct.pack("<iI8x", 0, 0) + answer.ljust(4096, b"\0"))
+
+
+    def hide(self, request: session.Request) -> None:
+        session.inval_inode(PIECES)
+        session.inval_entry(pyfuse3.ROOT_INODE, b"pieces")
+        session.inval_entry(pyfuse3.ROOT_INODE, b"never heard of")
+        request.reply(struct.pack("<iI8x", 0, 0) + bytes(BLOCK))
+
+    def poll_raw(self, request: session.Request) -> None:
+        _, kh, flags = struct.unpack_from("<QQI", request.body)
+        if flags & 1:  # tell me later
+            self.poll_handles.append(kh)
+        request.reply(struct.pack("<II", self.events, 0))
 
 
 async def main(mountpoint: str) -> None:

@@ -9,9 +9,11 @@ import json
 import mmap
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ import pytest
 BLOCK = 4096
 SIZE = 600 * BLOCK - 100
 MIB = 1 << 20
-COUNTERS, CRASH, DROP, PARK, TWICE, UNPARK = range(1, 7)  # as in onefile.py
+COUNTERS, CRASH, DROP, PARK, TWICE, UNPARK, GROW, TELL, HIDE, WAKE = range(1, 11)  # as in onefile.py
 
 pytestmark = pytest.mark.mount
 
@@ -300,6 +302,28 @@ def test_random_mapped_and_direct_operations(fd: int) -> None:
                     assert os.pread(fd, length, offset) == model[offset : offset + length], f"seed {seed} step {step}"
                 case 3:
                     assert mapping[offset : offset + length] == model[offset : offset + length], f"seed {seed} step {step}"
+
+
+# -- notifications ----------------------------------------------------------------------------------------------------
+
+
+def test_cached_attributes_and_names_are_dropped(mount: Mount, fd: int) -> None:
+    path = mount.path / "pieces"
+    assert path.stat().st_size == MIB
+    command(fd, GROW)
+    assert path.stat().st_size == MIB  # the kernel's
+    command(fd, TELL)
+    assert path.stat().st_size == MIB + 1
+    command(fd, HIDE)  # answered by a thread
+    assert not path.exists()
+
+
+def test_pollers_are_woken(fd: int) -> None:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    assert poll.poll(20) == []
+    threading.Timer(0.05, command, (fd, WAKE)).start()
+    assert poll.poll(5000) == [(fd, select.POLLIN)]
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
