@@ -1,0 +1,1 @@
+"""Benchmarks of daxfs beside its peers, in one run: `python -m tools.bench --help`."""

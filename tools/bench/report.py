@@ -1,0 +1,143 @@
+"""The results of a run: medians, ratios, goals; as a table for people and as a dict for JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.bench.peers import MEMORY_FIELDS
+
+# (kind or name of rows, peer, ratio that daxfs has to reach)
+GOALS = (("data", "nullfs", 0.7), ("create", "passthrough_ll", 0.3))
+NOISY = 0.10
+
+
+@dataclass
+class Row:
+    name: str
+    kind: str
+    unit: str
+    samples: dict[str, list[float]] = field(default_factory=dict)  # by peer, one per round
+    latency: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def median(self, peer: str) -> float | None:
+        samples = self.samples.get(peer)
+        return statistics.median(samples) if samples else None
+
+    def spread(self, peer: str) -> float:
+        """Half of the distance between best and worst round, as a share of the median."""
+        samples = self.samples[peer]
+        return (max(samples) - min(samples)) / 2 / statistics.median(samples)
+
+    def ratio(self, peer: str) -> float | None:
+        ours, theirs = self.median("daxfs"), self.median(peer)
+        return ours / theirs if ours is not None and theirs else None
+
+
+@dataclass
+class Report:
+    rows: list[Row]
+    peers: list[str]
+    missing: dict[str, str]
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)
+    calibration_ms: list[float] = field(default_factory=list)
+    stolen: float = 0.0
+    one_cpu: bool = False
+
+    def goals(self) -> list[dict[str, Any]]:
+        """One entry per row that has a goal and was measured on both sides."""
+        found = []
+        for which, peer, wanted in GOALS:
+            for row in self.rows:
+                ratio = row.ratio(peer)
+                if which in (row.kind, row.name) and ratio is not None:
+                    goal = {"row": row.name, "peer": peer, "goal": wanted, "ratio": ratio, "met": ratio >= wanted}
+                    found.append(goal)
+        return found
+
+    def noise(self) -> float:
+        """By how much a fixed computation took longer now and then (the ninth decile, against the quickest)."""
+        return statistics.quantiles(self.calibration_ms, n=10)[-1] / min(self.calibration_ms) - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        def row(one: Row) -> dict[str, Any]:
+            return {
+                "name": one.name,
+                "kind": one.kind,
+                "unit": one.unit,
+                "median": {peer: one.median(peer) for peer in one.samples},
+                "samples": one.samples,
+                "latency": one.latency,
+                "ratio": {peer: one.ratio(peer) for peer in self.peers if peer != "daxfs"},
+                "failures": one.failures,
+            }
+
+        return {
+            "rows": [row(one) for one in self.rows],
+            "goals": self.goals(),
+            "memory": self.memory,
+            "missing": self.missing,
+            "machine": {
+                "kernel": platform.release(),
+                "cpus": os.cpu_count(),
+                "one_cpu": self.one_cpu,
+                "load": os.getloadavg(),
+                "stolen": self.stolen,
+                "calibration_ms": self.calibration_ms,
+                "noise": self.noise(),
+            },
+        }
+
+    def show(self, console: Console) -> None:
+        self.show_rows(console)
+        self.show_memory(console)
+        for peer, why in self.missing.items():
+            console.print(f"[yellow]not measured:[/] {peer}: {why}", highlight=False)
+        for row in self.rows:
+            for peer, why in row.failures.items():
+                console.print(f"[red]failed:[/] {row.name} on {peer}: {why}", highlight=False)
+        for goal in self.goals():
+            verdict = "[green]met[/]   " if goal["met"] else "[red]missed[/]"
+            text = f"{goal['row']}: {goal['ratio']:.2f}x {goal['peer']}, goal {goal['goal']:g}x"
+            console.print(f"{verdict} {text}", highlight=False)
+        noise = self.noise()
+        text = f"machine: {os.cpu_count()} CPUs{', all on one' if self.one_cpu else ''}, "
+        text += f"load {os.getloadavg()[0]:.1f}, stolen {self.stolen:.1%}, a fixed computation varied by {noise:.0%}"
+        text += "; [yellow]noisy: trust the ratios, not the numbers[/]" if noise > NOISY else ""
+        console.print(text, highlight=False)
+
+    def show_rows(self, console: Console) -> None:
+        others = [peer for peer in self.peers if peer != "daxfs"]
+        ours = "daxfs" in self.peers
+        table = Table(title="medians (± half of the spread over the rounds), and the ratios of daxfs to the others")
+        table.add_column("", no_wrap=True)
+        for peer in self.peers:
+            table.add_column(peer, justify="right", no_wrap=True)
+        for peer in others if ours else []:
+            table.add_column(f"/ {peer}", justify="right", no_wrap=True)
+        for row in self.rows:
+            cells = [f"{row.name} [dim]{row.unit}[/]"]
+            for peer in self.peers:
+                median = row.median(peer)
+                cells.append("-" if median is None else f"{median:,.0f} [dim]±{row.spread(peer):.0%}[/]")
+            for peer in others if ours else []:
+                ratio = row.ratio(peer)
+                cells.append("-" if ratio is None else f"{ratio:.2f}x")
+            table.add_row(*cells)
+        console.print(table)
+
+    def show_memory(self, console: Console) -> None:
+        table = Table(title="memory of the servers, MiB (a mapped image counts as file or shared pages)")
+        table.add_column("")
+        for column in MEMORY_FIELDS.values():
+            table.add_column(column, justify="right")
+        for peer, memory in self.memory.items():
+            table.add_row(peer, *(f"{memory[key] / (1 << 20):,.1f}" for key in MEMORY_FIELDS.values()))
+        console.print(table)
