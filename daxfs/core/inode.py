@@ -307,7 +307,7 @@ class Inode:
 
     def set_hot(self) -> None:
         """Say what the native session may do by itself with this file."""
-        hot = 0
+        hot = self._map.hot = 0  # also if the map turns out to be damaged
         if self.opens and self.is_file and not self._volume.failed:
             self.map  # noqa: B018 - the native session needs it loaded
             hot = HOT_READ
