@@ -26,7 +26,11 @@ FOLL_WRITE = 1 << 0
 FOLL_GET = 1 << 2
 FOLL_LONGTERM = 1 << 8
 FOLL_PIN = 1 << 19
-PIN_FLAGS = FOLL_WRITE | FOLL_GET | FOLL_LONGTERM | FOLL_PIN
+# Two of our own. NOWAIT: EAGAIN instead of waiting behind a truncate of the range. ON_DEMAND: no pin but a registration that
+# is told before its blocks go (IB_ACCESS_ON_DEMAND); neither FOLL_PIN nor FOLL_GET go with it.
+PIN_NOWAIT = 1 << 30
+PIN_ON_DEMAND = 1 << 31
+PIN_FLAGS = FOLL_WRITE | FOLL_GET | FOLL_LONGTERM | FOLL_PIN | PIN_NOWAIT | PIN_ON_DEMAND
 
 # PIN: in: offset, length (bytes, block aligned), flags. out: id, how many runs, how many blocks. PIN_RUNS has the runs.
 # Errors: EINVAL (misaligned, empty, flags), EACCES (write pin of a read-only descriptor), ENXIO (beyond the end of file),
@@ -51,10 +55,48 @@ IOC_PIN_RUNS = _iowr(3, PAGE_BYTES)
 EXTENT = struct.Struct("<QQQII")  # logical, physical, count, unwritten, zero
 IOC_EXTENTS = _iowr(4, PAGE_BYTES)
 
+# LEASE: a layout lease of the description. in: offset, length (bytes; length 0: the whole file), op. Errors: EINVAL, EISDIR.
+LEASE = struct.Struct("<QQII")  # offset, length, op, zero
+IOC_LEASE = _iowr(6, LEASE.size)
+LEASE_TAKE, LEASE_RELEASE = 1, 2
+
+# NEXT_EVENT: out: the oldest event of this description. Errors: EAGAIN (there is none; poll(2) says POLLIN when there is).
+EVENT = struct.Struct("<IIQQQ")  # type, lost (events dropped before this one), pin id (0: a lease), offset, length
+IOC_NEXT_EVENT = _iowr(7, EVENT.size)
+EVENT_INVALIDATE = 1  # on demand: stop using the range, then ACK
+EVENT_LEASE_BREAK = 2  # somebody waits for the range: unpin, or release the lease
+EVENT_REVOKED = 3  # the pin's access is gone; unpin it
+EVENT_DEVICE_REMOVE = 4  # the device goes away: unpin everything
+EVENT_POISON = 5  # the medium failed under the range
+
+# ACK: an on-demand registration has let go. in: pin id. Errors: ENOENT, EINVAL (nothing to acknowledge).
+ACK = struct.Struct("<QQ")  # id, zero
+IOC_ACK = _iowr(8, ACK.size)
+
+# ADMIN: for root and for whoever mounted. in: op, flags, two arguments. Errors: EPERM, EINVAL, ENOENT.
+ADMIN = struct.Struct("<IIQQ")  # op, flags, a, b
+IOC_ADMIN = _iowr(9, ADMIN.size)
+ADMIN_RELEASE_PIN = 1  # a: pin id. Its holder gets EVENT_REVOKED; blocks that it may still have mapped stay busy
+ADMIN_REAP_BUSY = 2  # release survivors whose holders are gone, free what is due; a, out: blocks freed
+ADMIN_DEVICE_REMOVE = 3  # a: milliseconds to drain; flags ADMIN_FORCE: revoke at once
+ADMIN_POISON = 4  # a: first block, b: count
+ADMIN_CLEAR_POISON = 5
+ADMIN_FORCE = 1
+
+# CHANGE: a layout change that does not wait. in: offset (TRUNCATE: the size), length, op, flags. Errors: as truncate(2) and
+# fallocate(2), and EAGAIN with CHANGE_NOWAIT where those would wait.
+CHANGE = struct.Struct("<QQII")  # offset, length, op, flags
+IOC_CHANGE = _iowr(10, CHANGE.size)
+CHANGE_TRUNCATE, CHANGE_PUNCH = 1, 2
+CHANGE_NOWAIT = 1
+
+# HCA: the simulated RDMA adapter; its calls are in abi_hca.py.
+IOC_HCA = _iowr(11, PAGE_BYTES)
+
 # Reports of the daemon, as JSON (UTF-8): `first` is a byte offset into the text, the records are bytes, `total` its length.
 # Which report: `key`. A client reads until it has `total` bytes; offset 0 makes a new text for this description.
 IOC_REPORT = _iowr(5, PAGE_BYTES)
-REPORT_INFO, REPORT_PINS, REPORT_BUSY = 1, 2, 3
+REPORT_INFO, REPORT_PINS, REPORT_BUSY, REPORT_STATUS, REPORT_DEVICE = 1, 2, 3, 4, 5
 
 
 def ioc_size(number: int) -> int:

@@ -127,6 +127,27 @@ class NotSupported(FsError):
     errno = _errno.EOPNOTSUPP
 
 
+class Deadlock(FsError):
+    """The caller would wait for itself."""
+
+    errno = _errno.EDEADLK
+
+
+class LayoutBusy(FsError):
+    """Somebody holds blocks that the operation would take. Never leaves the daemon, which waits and calls again.
+
+    `kind` is what is waited for ("invalidate", "wait", "lease", "hold", "space"), `pins` whose ids, `generation` the
+    layout generation at the time."""
+
+    errno = _errno.EAGAIN
+
+    def __init__(self, kind: str, pins: list[int], generation: int) -> None:
+        super().__init__(f"the layout is busy ({kind}): pins {pins[:8]}")
+        self.kind = str(kind)
+        self.pins = pins
+        self.generation = generation
+
+
 class BadHandle(FsError):
     """An inode or handle that is gone."""
 

@@ -4,16 +4,23 @@ A pin belongs to an owner, which is an open file description (the daemon's file 
 all its pins. A pin keeps the runs that the range had when it was taken: blocks stay where they are while they are
 pinned, whatever becomes of the file. Counts decide what a freed block becomes (PinCounts.split): idle or busy.
 
-States of a pin: held -> released (by unpin, by the owner's end). A survivor is a pin of a daemon that died, known from the
-ledger only: it has no owner here and is released when its holder is gone or by an admin.
+States: held -> revoked (by policy or an admin) or fenced (an on-demand holder that did not acknowledge) -> released (by
+unpin, or by the owner's end). A revoked or fenced holder has no access through the simulated HCA, but may still have its
+blocks mapped, so they count until it is released. An on-demand registration is not counted before it is fenced; while it is
+held it must let go when it is told, and `invalid` says that it did. A survivor is a pin of a daemon that died, known from
+the ledger only: it has no owner here and is released when its holder is gone or by an admin.
+
+`generation` moves whenever something may have ceased to stand in somebody's way; waiters watch it.
 
 Not here: which blocks a range has and whether it may be pinned (`pin`, in holding.py), and waiting.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from daxfs.core.alloc import Run
 from daxfs.core.pincounts import PinCounts
@@ -21,6 +28,13 @@ from daxfs.core.inode import Inode
 from daxfs.errors import NoEntry
 
 PINS_PER_OWNER_MAX = 1 << 20
+
+
+class State(StrEnum):
+    HELD = "held"
+    INVALID = "invalid"  # an on-demand registration that let go
+    REVOKED = "revoked"
+    FENCED = "fenced"
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,15 @@ class Pin:
     runs: list[Run]
     holder: Holder
     taken: int
+    on_demand: bool = False  # revocable: no pin, told before its blocks go
+    state: State = State.HELD
+    told: bool = False  # of the break that is under way
     entries: list[int] = field(default_factory=list, repr=False)  # of the ledger
+
+    @property
+    def counted(self) -> bool:
+        """Whether its blocks are kept from everybody."""
+        return not self.on_demand or self.state is State.FENCED
 
     @property
     def blocks(self) -> int:
@@ -61,7 +83,9 @@ class PinTable:
         self.counts = PinCounts(blocks)
         self._pins: dict[int, Pin] = {}
         self._owners: dict[int, dict[int, Pin]] = {}
+        self._files: dict[int, dict[int, Pin]] = {}
         self._last_id = 0
+        self.generation = 0
 
     def __len__(self) -> int:
         return len(self._pins)
@@ -80,9 +104,11 @@ class PinTable:
         return self._last_id
 
     def insert(self, pin: Pin) -> None:
-        self.counts.add(pin.runs)
+        if pin.counted:
+            self.counts.add(pin.runs)
         self._last_id = max(self._last_id, pin.id)
         self._pins[pin.id] = pin
+        self._files.setdefault(pin.ino, {})[pin.id] = pin
         if pin.owner is not None:
             self._owners.setdefault(pin.owner, {})[pin.id] = pin
 
@@ -106,8 +132,48 @@ class PinTable:
                 del mine[pin.id]
                 if not mine:
                     del self._owners[pin.owner]
-            idle += self.counts.drop(pin.runs)
+            same = self._files[pin.ino]
+            del same[pin.id]
+            if not same:
+                del self._files[pin.ino]
+            if pin.counted:
+                idle += self.counts.drop(pin.runs)
+        self.generation += 1
         return idle
+
+    def of_file(self, ino: int) -> list[Pin]:
+        return list(self._files.get(ino, {}).values())
+
+    def standing(self, ino: int, runs: list[Run]) -> list[Pin]:
+        """The pins and registrations of a file that cover any block of its runs."""
+        if not runs:
+            return []
+        ordered = sorted(runs)
+        starts = [start for start, _ in ordered]
+
+        def touches(run: Run) -> bool:
+            at = bisect_right(starts, run[0] + run[1] - 1) - 1
+            return at >= 0 and ordered[at][0] + ordered[at][1] > run[0]
+
+        return [pin for pin in self.of_file(ino) if any(touches(run) for run in pin.runs)]
+
+    def let_go(self, pin: Pin) -> None:
+        """An on-demand holder has acknowledged: it refers to nothing any more."""
+        pin.state = State.INVALID
+        pin.told = False
+        self.generation += 1
+
+    def fence(self, pin: Pin) -> None:
+        """An on-demand holder did not let go in time: from now on its blocks are kept as if it had pinned them."""
+        self.counts.add(pin.runs)
+        pin.state = State.FENCED
+        self.generation += 1
+
+    def any_id(self, pin_id: int) -> Pin:
+        """A pin of whoever. NoEntry."""
+        if pin_id not in self._pins:
+            raise NoEntry(f"no pin {pin_id}")
+        return self._pins[pin_id]
 
     def survivors(self) -> list[Pin]:
         return [pin for pin in self._pins.values() if pin.owner is None]
@@ -116,8 +182,9 @@ class PinTable:
         self.counts.check()
         again = PinCounts(self.counts.size)
         for pin in self._pins.values():
-            again.add(pin.runs)
-            for start, count in pin.runs:
+            if pin.counted:
+                again.add(pin.runs)
+            for start, count in pin.runs if pin.counted else []:
                 for block in (start, start + count - 1):
                     if self.counts.count(block) < 1:
                         raise ValueError(f"pin {pin.id} covers block {block}, whose count is 0")
