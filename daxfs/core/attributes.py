@@ -35,7 +35,7 @@ class Attributes:
 
     @property
     def is_empty(self) -> bool:
-        """How the kernel passes on chown(path, -1, -1); like any chown it takes suid away."""
+        """How the kernel passes on chown(path, -1, -1), and the loss of suid by a write; both take suid away."""
         return self == Attributes(kill_priv=self.kill_priv)
 
 

@@ -130,8 +130,8 @@ class Control:
         }
 
     def pins(self) -> list[dict[str, Any]]:
-        at, heirs = now(), dict[int, Holder]()
-        return [self._describe(pin, self._holder(pin, heirs), at) for pin in self._volume.pins]
+        at, known = now(), dict[tuple[int | None, int], Holder]()
+        return [self._describe(pin, self._holder(pin, known), at) for pin in self._volume.pins]
 
     def _describe(self, pin: Pin, holder: Holder, at: int) -> dict[str, Any]:
         return {
@@ -147,15 +147,12 @@ class Control:
             "runs": [list(run) for run in pin.runs],
         }
 
-    def _holder(self, pin: Pin, heirs: dict[int, Holder]) -> Holder:
-        """The process that took the pin; if it has ended, one that has the file open, since somebody must."""
-        if pin.owner is None:
-            return holders.of(pin.holder.pid) if holders.alive(pin.holder) else pin.holder
-        if holders.alive(pin.holder):
-            return pin.holder
-        if pin.owner not in heirs:
-            heirs[pin.owner] = next(holders.with_open_file(pin.ino, self.service.device), pin.holder)
-        return heirs[pin.owner]
+    def _holder(self, pin: Pin, known: dict[tuple[int | None, int], Holder]) -> Holder:
+        key = pin.owner, pin.holder.pid
+        if key not in known:
+            device = "" if pin.owner is None else self.service.device
+            known[key] = holders.today(pin.holder, pin.ino, device)
+        return known[key]
 
     def busy(self) -> list[dict[str, Any]]:
         """Busy extents, each with the pins that keep it; neighbours with other pins are extents of their own."""

@@ -7,7 +7,6 @@ Only texts of /proc are read, never a path on the mount: that would ask this dae
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from daxfs.core.ledger import process_started
 from daxfs.core.pins import Holder
@@ -26,15 +25,18 @@ def alive(holder: Holder) -> bool:
     return bool(stat) and not zombie and holder.started in (0, process_started(stat))
 
 
-def with_open_file(ino: int, device: str) -> Iterator[Holder]:
-    """Processes that have an inode open on the mount of this device (`major:minor`)."""
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        mount_ids = {mounted.id for mounted in mountpoint.table(pid) if mounted.device == device}
-        if _has_open(pid, ino, mount_ids):
-            yield of(pid)
+def today(taker: Holder, ino: int, device: str) -> Holder:
+    """Who holds a pin now: its taker, as long as it has the inode open on the mount of this device (`major:minor`), else
+    another process that has, since somebody must. The taker as it was, if none can be seen."""
+    if device and not (alive(taker) and _has_open(taker.pid, ino, device)):
+        for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
+            if _has_open(pid, ino, device):
+                return of(pid)
+    return of(taker.pid) if alive(taker) else taker
 
 
-def _has_open(pid: int, ino: int, mount_ids: set[str]) -> bool:
+def _has_open(pid: int, ino: int, device: str) -> bool:
+    mount_ids = {mounted.id for mounted in mountpoint.table(pid) if mounted.device == device}
     try:
         descriptors = os.listdir(f"/proc/{pid}/fdinfo") if mount_ids else []
     except OSError:

@@ -35,6 +35,7 @@ import platformdirs
 import trio
 
 from daxfs.core.format import format_image
+from daxfs.core.layout import BLOCK_SIZE
 from daxfs.core.volume import Volume
 from daxfs.daemon import mountpoint, session, survivors
 from daxfs.daemon.operations import Operations
@@ -100,7 +101,7 @@ def _image(request: MountRequest, options: MountOptions) -> str:
             raise ImageError(f"no image {path}; make one with: daxfs mkfs {path}, or give a --size")
         path.parent.mkdir(parents=True, exist_ok=True)
         format_image(path, request.size or IMAGE_SIZE, now=now(), uid=os.getuid(), gid=os.getgid())
-    elif request.size is not None and path.is_file() and path.stat().st_size != request.size:
+    elif request.size is not None and path.is_file() and path.stat().st_size != request.size // BLOCK_SIZE * BLOCK_SIZE:
         raise ImageError(f"{path} exists and has {path.stat().st_size} bytes; leave --size out, or name another image")
     return str(path)
 

@@ -82,7 +82,7 @@ def broken_image(home: Path, kind: str) -> Path:
 KINDS = {
     "directory": "is a directory",
     "missing": "no image",
-    "empty": "is too small",
+    "empty": "is empty",
     "zeros": "is empty",
     "too small": "is too small",
     "of another kind": "is not a daxfs image",

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-import daxfs.abi
 from daxfs import client
-
-
-def test_only_the_standard_library_is_imported() -> None:
-    package = Path(client.__file__).parent
-    allowed = sys.stdlib_module_names | {"daxfs"}
-    for file in [*package.glob("*.py"), Path(daxfs.abi.__file__)]:
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            for name in names:
-                assert name.split(".")[0] in allowed, f"{file.name} imports {name}"
-                if name.startswith("daxfs"):
-                    assert name.split(".")[:2] in (["daxfs"], ["daxfs", "abi"], ["daxfs", "client"])
 
 
 @pytest.mark.parametrize("ask", [client.info, client.pins, client.busy, client.open])

@@ -55,7 +55,7 @@ class Node:
 
 @dataclass(eq=False)
 class HeldPin:
-    """A pin as its holder knows it. `owner` None: its daemon died."""
+    """A pin as its holder knows it. `owner`: the open file; None if its daemon died."""
 
     key: int  # the holder's pid, which no other pin has
     owner: int | None
@@ -89,9 +89,15 @@ class Model:
         return {b for pin in self.pins for b in pin.blocks}
 
     @property
+    def kept(self) -> int:
+        """Pinned blocks of unlinked files. (Those that only pins of a dead daemon cover are not known to be such.)"""
+        live = {b for pin in self.pins if pin.owner is not None for b in pin.blocks}
+        return sum(1 for b, (node, _) in self.home.items() if node.nlink == 0 and b in live)
+
+    @property
     def busy(self) -> int:
         """Blocks that only pins keep, and those that wait for the delayed free."""
-        return len(self.strays) + len(self.due) + sum(1 for node, _ in self.home.values() if node.nlink == 0)
+        return len(self.strays) + len(self.due) + self.kept
 
     # -- data --
 
@@ -147,7 +153,8 @@ class Model:
     def truncate(self, node: Node, now: int, size: int) -> None:
         if size > FILE_SIZE_MAX:
             raise errors.TooBig
-        self._drop(node, range(-(-size // self.block_size), 1 << 53))
+        if size <= node.size:
+            self._drop(node, range(-(-size // self.block_size), 1 << 53))
         if size < node.size and size % self.block_size:
             self._zero_part(node, size, size + -size % self.block_size)
         self._grow(node, size)

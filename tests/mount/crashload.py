@@ -218,7 +218,7 @@ class Worker:
         def apply(names: dict[bytes, Node]) -> None:
             data = names[path].data
             del data[size:]
-            data.extend(bytes(size - len(data)))
+            data.extend(bytes(max(0, size - len(data))))
 
         return Call(f"truncate {path!r} {size}", lambda: os.truncate(self.path(path), size), apply)
 
@@ -246,7 +246,7 @@ class Worker:
         def apply(names: dict[bytes, Node]) -> None:
             data = names[path].data
             if not mode & syscalls.KEEP_SIZE:
-                data.extend(bytes(at + length - len(data)))
+                data.extend(bytes(max(0, at + length - len(data))))
             if zeroes and at < len(data):
                 end = min(at + length, len(data))
                 data[at:end] = bytes(end - at)
