@@ -11,6 +11,7 @@ import stat
 from dataclasses import dataclass
 
 from daxfs.core import acl, fileops, xattr
+from daxfs.core.breaking import NOBODY, Breaker
 from daxfs.core.inode import Inode
 from daxfs.core.volume import Transaction, Volume
 from daxfs.errors import AccessDenied, BadArgument, NotSupported
@@ -32,18 +33,19 @@ class Attributes:
     mtime: int | None = None
     ctime: int | None = None
     kill_priv: bool = False
+    breaker: Breaker = NOBODY
 
     @property
     def is_empty(self) -> bool:
         """How the kernel passes on chown(path, -1, -1), and the loss of suid by a write; both take suid away."""
-        return self == Attributes(kill_priv=self.kill_priv)
+        return self == Attributes(kill_priv=self.kill_priv, breaker=self.breaker)
 
 
 def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
     """chmod, chown, truncate, utimensat: all that is asked, in one transaction."""
     with vol.transaction(now) as txn:
         if new.size is not None:
-            fileops.resize(vol, txn, inode, new.size)
+            fileops.resize(vol, txn, inode, new.size, new.breaker)
             inode.mtime = now
             drop_privileges(vol, txn, inode, new.kill_priv)
         if new.uid is not None or new.gid is not None or new.is_empty:

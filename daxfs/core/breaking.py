@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from daxfs import abi
 from daxfs.core import policy, xattr
-from daxfs.core.pins import Pin, State
+from daxfs.core.pins import Holder, Pin, State
 from daxfs.core.policy import Operation, Outcome
 from daxfs.errors import Busy, Deadlock, LayoutBusy, TextBusy, TryAgain
 
@@ -41,6 +41,27 @@ class Breaker:
 
 
 NOBODY = Breaker()
+
+
+@dataclass(eq=False, slots=True)
+class Break:
+    """A layout change that waits: blocks [first, first + count) of a file, and the ids of the pins it waits for."""
+
+    first: int
+    count: int
+    pins: list[int]
+
+
+def check_hold(volume: Volume, ino: int, first: int, count: int, owner: int, holder: Holder, *, nowait: bool) -> None:
+    """A new pin waits behind a layout change that waits for its range, so that the change cannot starve. Whoever the change
+    waits for may still pin: it could not let go otherwise. LayoutBusy, or TryAgain."""
+    for waiting in volume.breaks.get(ino, []):
+        if first < waiting.first + waiting.count and waiting.first < first + count:
+            waited_for = [pin for pin in volume.pins.of_file(ino) if pin.id in waiting.pins]
+            if not any(pin.owner == owner or pin.holder.is_same(holder) for pin in waited_for):
+                if nowait:
+                    raise TryAgain("a layout change waits for the range")
+                raise LayoutBusy("hold", [], volume.pins.generation)
 
 
 def policy_of(volume: Volume, inode: Inode) -> str:
@@ -66,7 +87,7 @@ def clear_way(volume: Volume, inode: Inode, operation: Operation, first: int, co
     runs = [(physical, n) for _, physical, n, _ in inode.map.overlaps(first, count)]
     standing = volume.pins.standing(inode.ino, runs)
     _invalidate(volume, [pin for pin in standing if pin.on_demand and pin.state is State.HELD], breaker)
-    pins = [pin for pin in standing if not pin.on_demand and pin.state is State.HELD]
+    pins = [pin for pin in standing if pin.counted and pin.state is State.HELD]
     leases = volume.leases.overlapping(inode.ino, first, count)
     if pins or (leases and outcome is Outcome.LEASE):
         _by_outcome(volume, inode, outcome, pins, breaker)

@@ -16,12 +16,13 @@ from __future__ import annotations
 import os
 
 from daxfs.core import layout
+from daxfs.core.breaking import ALL, NOBODY, Breaker, clear_way
 from daxfs.core.inode import Inode
+from daxfs.core.policy import Operation, Outcome
 from daxfs.core.volume import Transaction, Volume
 from daxfs.errors import BadArgument, IsDirectory, NoSpace, NoSuchAddress, NotSupported, TooBig
 
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 0x01, 0x02, 0x10
-_ALL = 1 << 52  # more blocks than any file has
 _COPY_BYTES = 1 << 20
 _DAY = 86400 * 1_000_000_000
 
@@ -181,19 +182,22 @@ def truncate(vol: Volume, now: int, inode: Inode, size: int) -> None:
     attributes.setattr(vol, now, inode, attributes.Attributes(size=size))
 
 
-def resize(vol: Volume, txn: Transaction, inode: Inode, size: int) -> None:
-    """The size change of a truncate, within its transaction: blocks behind the new end are given up."""
+def resize(vol: Volume, txn: Transaction, inode: Inode, size: int, breaker: Breaker = NOBODY) -> None:
+    """The size change of a truncate, within its transaction: blocks behind the new end are given up, if the pins on them
+    (`breaking.clear_way`) let it."""
     if inode.is_dir:
         raise IsDirectory
     _must_be_file(inode)
     if not 0 <= size <= layout.FILE_SIZE_MAX:
         raise TooBig(f"a file has at most {layout.FILE_SIZE_MAX} bytes")
-    txn.dirty(inode)
     block = vol.block_size
+    first = -(-size // block)
+    outcome = clear_way(vol, inode, Operation.TRUNCATE, first, ALL, breaker) if size <= inode.size else Outcome.DETACH
+    txn.dirty(inode)
     if size > inode.size:
         _zero_old_tail(vol, inode, size)
     else:
-        txn.free(inode.map.carve(-(-size // block), _ALL))
+        txn.free(inode.map.carve(first, ALL), unsafe=outcome is Outcome.IGNORE)
         if size % block and size < inode.size:
             _zero_by_record(vol, txn, inode, size, size + -size % block)
     inode.size = size
@@ -209,7 +213,7 @@ def _zero_by_record(vol: Volume, txn: Transaction, inode: Inode, start: int, end
 
 
 def fallocate(vol: Volume, now: int, inode: Inode, mode: int, offset: int, length: int, *,
-              kill_priv: bool = False) -> None:  # fmt: skip
+              kill_priv: bool = False, breaker: Breaker = NOBODY) -> None:  # fmt: skip
     """fallocate(2): preallocate, PUNCH_HOLE, ZERO_RANGE, each with KEEP_SIZE. All or nothing."""
     from daxfs.core import attributes
 
@@ -224,7 +228,7 @@ def fallocate(vol: Volume, now: int, inode: Inode, mode: int, offset: int, lengt
         raise TooBig(f"a file has at most {layout.FILE_SIZE_MAX} bytes")
     with vol.transaction(now) as txn:
         if kind == FALLOC_PUNCH_HOLE:
-            _punch(vol, txn, inode, offset, offset + length)
+            _punch(vol, txn, inode, offset, offset + length, breaker)
         else:
             _preallocate(vol, txn, inode, offset, offset + length, zero=kind == FALLOC_ZERO_RANGE)
         old = inode.size
@@ -250,11 +254,12 @@ def _whole_blocks(vol: Volume, txn: Transaction, inode: Inode, start: int, end: 
     return first, last - first
 
 
-def _punch(vol: Volume, txn: Transaction, inode: Inode, start: int, end: int) -> None:
+def _punch(vol: Volume, txn: Transaction, inode: Inode, start: int, end: int, breaker: Breaker) -> None:
     first, count = _whole_blocks(vol, txn, inode, start, end)
+    outcome = clear_way(vol, inode, Operation.PUNCH, first, count, breaker)
     txn.dirty(inode)
     if count:
-        txn.free(inode.map.carve(first, count))
+        txn.free(inode.map.carve(first, count), unsafe=outcome is Outcome.IGNORE)
 
 
 def _preallocate(vol: Volume, txn: Transaction, inode: Inode, start: int, end: int, *, zero: bool) -> None:

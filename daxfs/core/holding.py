@@ -13,15 +13,28 @@ from __future__ import annotations
 from daxfs import abi
 from daxfs.core import fileops
 from daxfs.core.alloc import Run
+from daxfs.core.breaking import ALL, check_hold
 from daxfs.core.inode import Inode
-from daxfs.core.pins import PINS_PER_OWNER_MAX, Holder, Pin
+from daxfs.core.pins import PINS_PER_OWNER_MAX, Holder, Pin, State
 from daxfs.core.volume import Volume
-from daxfs.errors import AccessDenied, BadAddress, BadArgument, IsDirectory, NoMemory, NoSuchAddress, ReadOnly
+from daxfs.errors import (
+    AccessDenied,
+    BadAddress,
+    BadArgument,
+    IsDirectory,
+    NoEntry,
+    NoMemory,
+    NoSuchAddress,
+    NotPermitted,
+    NotSupported,
+    ReadOnly,
+)  # fmt: skip
 
 
 def pin(vol: Volume, now: int, inode: Inode, offset: int, length: int, flags: int, owner: int, holder: Holder, *,
         writable: bool) -> Pin:  # fmt: skip
-    """Pin a range of a file for an owner. `writable`: its descriptor is. Errors as abi.IOC_PIN says."""
+    """Pin a range of a file for an owner, or register it on demand. `writable`: its descriptor is. Errors as abi.IOC_PIN
+    says, and LayoutBusy when it has to wait behind a layout change."""
     if inode.is_dir:
         raise IsDirectory("only regular files have blocks to pin")
     if not inode.is_file:
@@ -35,9 +48,10 @@ def pin(vol: Volume, now: int, inode: Inode, offset: int, length: int, flags: in
         raise AccessDenied("a write pin needs a descriptor that is open for writing")
     if offset + length > inode.size + -inode.size % size:
         raise NoSuchAddress("the range goes beyond the end of file")
-    if len(vol.pins.of_owner(owner)) >= PINS_PER_OWNER_MAX:
-        raise NoMemory(f"this open file has {PINS_PER_OWNER_MAX} pins already")
     first, count = offset // size, length // size
+    _check_longterm(vol, inode, first, count, flags, owner)
+    _check_limits(vol, owner, holder, count)
+    check_hold(vol, inode.ino, first, count, owner, holder, nowait=bool(flags & abi.PIN_NOWAIT))
     if write and not vol.readonly:
         fileops.materialise(vol, now, inode, first, count)
     elif write:
@@ -45,20 +59,43 @@ def pin(vol: Volume, now: int, inode: Inode, offset: int, length: int, flags: in
     elif not inode.map.written(first, count):
         raise BadAddress("the range has a hole, and a read pin cannot fill it")
     runs = _joined([(physical, n) for _, physical, n, _ in inode.map.overlaps(first, count)])
-    taken = Pin(vol.pins.next_id(), owner, inode, inode.ino, offset, length, flags, runs, holder, now)
-    if not vol.readonly:
+    flags &= ~abi.PIN_NOWAIT
+    on_demand = bool(flags & abi.PIN_ON_DEMAND)
+    taken = Pin(vol.pins.next_id(), owner, inode, inode.ino, offset, length, flags, runs, holder, now, on_demand)
+    if not vol.readonly and not flags & abi.FOLL_GET:
         taken.entries = vol.ledger.insert(now, taken.id, runs, holder.pid, flags, holder.started, inode.ino)
     vol.pins.insert(taken)
     return taken
 
 
 def _check_flags(flags: int) -> None:
+    """The kernel's rules (is_valid_gup_args in mm/gup.c), and ours for registrations on demand."""
     if flags & ~abi.PIN_FLAGS:
         raise BadArgument(f"unknown flags {flags & ~abi.PIN_FLAGS:#x}")
-    if bool(flags & abi.FOLL_PIN) == bool(flags & abi.FOLL_GET):
+    if flags & abi.PIN_ON_DEMAND:
+        if flags & (abi.FOLL_PIN | abi.FOLL_GET | abi.FOLL_LONGTERM):
+            raise BadArgument("an on-demand registration is no pin: FOLL_PIN, FOLL_GET and FOLL_LONGTERM do not go with it")
+    elif bool(flags & abi.FOLL_PIN) == bool(flags & abi.FOLL_GET):
         raise BadArgument("a pin is either FOLL_PIN or FOLL_GET")
     if flags & abi.FOLL_LONGTERM and not flags & abi.FOLL_PIN:
         raise BadArgument("FOLL_LONGTERM needs FOLL_PIN")
+
+
+def _check_longterm(vol: Volume, inode: Inode, first: int, count: int, flags: int, owner: int) -> None:
+    if not flags & abi.FOLL_LONGTERM or vol.settings.longterm == "allow":
+        return
+    if vol.settings.longterm == "deny":
+        raise NotSupported("the mount denies long-term pins (longterm=deny), as Linux does on DAX")
+    if not vol.leases.covers(owner, inode.ino, first, count):
+        raise NotPermitted("a long-term pin needs a layout lease on its range first (longterm=lease)")
+
+
+def _check_limits(vol: Volume, owner: int, holder: Holder, count: int) -> None:
+    if len(vol.pins.of_owner(owner)) >= PINS_PER_OWNER_MAX:
+        raise NoMemory(f"this open file has {PINS_PER_OWNER_MAX} pins already")
+    limit = vol.settings.pins_max
+    if limit and vol.pins.blocks_of(holder) + count > limit:
+        raise NoMemory(f"the process would have more than {limit} blocks pinned or busy (pins_max)")
 
 
 def _joined(runs: list[Run]) -> list[Run]:
@@ -80,10 +117,42 @@ def unpin(vol: Volume, now: int, owner: int, pin_id: int, *, dirty: bool = False
     _release(vol, [taken])
 
 
-def release_owner(vol: Volume, owner: int) -> int:
-    """The owner's last close: all its pins go. How many there were."""
+def acknowledge(vol: Volume, owner: int, pin_id: int) -> None:
+    """An on-demand holder has let go of its range (ACK). NoEntry, BadArgument (it was not told to)."""
+    taken = vol.pins.get(owner, pin_id)
+    if not taken.on_demand or (taken.state is State.HELD and not taken.told):
+        raise BadArgument(f"pin {pin_id} has nothing to acknowledge")
+    if taken.state is State.HELD:
+        vol.pins.let_go(taken)
+        _forget_entries(vol, [taken])
+    elif taken.state is State.FENCED:
+        _release(vol, [taken])  # late, but it has let go
+
+
+def take_lease(vol: Volume, inode: Inode, offset: int, length: int, owner: int) -> None:
+    """A layout lease on a range in bytes; length 0: all of the file, as long as it gets."""
+    if not inode.is_file:
+        raise BadArgument("only regular files have a layout")
+    size = vol.block_size
+    if offset % size or length % size:
+        raise BadArgument(f"offset and length of a lease are multiples of {size}")
+    vol.leases.take(owner, inode.ino, offset // size, length // size if length else ALL)
+
+
+def release_lease(vol: Volume, inode: Inode, owner: int) -> None:
+    """Give back all leases of an owner on a file. NoEntry if there are none."""
+    if not vol.leases.release(owner, inode.ino):
+        raise NoEntry("this open file has no lease")
+    vol.pins.generation += 1
+
+
+def release_owner(vol: Volume, inode: Inode, owner: int) -> int:
+    """The owner's last close: its pins, leases and events go. How many pins there were."""
     pins = vol.pins.of_owner(owner)
     _release(vol, pins)
+    if vol.leases.release(owner, inode.ino):
+        vol.pins.generation += 1
+    vol.events.drop(owner)
     return len(pins)
 
 
@@ -96,6 +165,12 @@ def _release(vol: Volume, pins: list[Pin]) -> None:
     if not pins:
         return
     idle = vol.pins.remove(pins)
+    _forget_entries(vol, pins)
+    vol.busy_list.unpinned(idle)
+
+
+def _forget_entries(vol: Volume, pins: list[Pin]) -> None:
     if not vol.readonly:
         vol.ledger.void([at for one in pins for at in one.entries])
-    vol.busy_list.unpinned(idle)
+    for one in pins:
+        one.entries = []

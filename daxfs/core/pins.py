@@ -1,7 +1,8 @@
 """Who holds which blocks: pin objects, their owners, and a count of pins for every block.
 
 A pin belongs to an owner, which is an open file description (the daemon's file handle); the owner's last close releases
-all its pins. A pin keeps the runs that the range had when it was taken: blocks stay where they are while they are
+all its pins. A FOLL_GET reference is known and listed but keeps no block: it
+gives no access to data. A pin keeps the runs that the range had when it was taken: blocks stay where they are while they are
 pinned, whatever becomes of the file. Counts decide what a freed block becomes (PinCounts.split): idle or busy.
 
 States: held -> revoked (by policy or an admin) or fenced (an on-demand holder that did not acknowledge) -> released (by
@@ -22,9 +23,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from daxfs import abi
 from daxfs.core.alloc import Run
-from daxfs.core.pincounts import PinCounts
 from daxfs.core.inode import Inode
+from daxfs.core.pincounts import PinCounts
 from daxfs.errors import NoEntry
 
 PINS_PER_OWNER_MAX = 1 << 20
@@ -45,6 +47,10 @@ class Holder:
     comm: str = ""
     started: int = 0
     path: str = ""
+
+    def is_same(self, other: Holder) -> bool:
+        """Whether this is the same process."""
+        return (self.pid, self.started) == (other.pid, other.started)
 
 
 @dataclass
@@ -69,7 +75,9 @@ class Pin:
     @property
     def counted(self) -> bool:
         """Whether its blocks are kept from everybody."""
-        return not self.on_demand or self.state is State.FENCED
+        if self.on_demand:
+            return self.state is State.FENCED
+        return not self.flags & abi.FOLL_GET
 
     @property
     def blocks(self) -> int:
@@ -84,6 +92,7 @@ class PinTable:
         self._pins: dict[int, Pin] = {}
         self._owners: dict[int, dict[int, Pin]] = {}
         self._files: dict[int, dict[int, Pin]] = {}
+        self._blocks: dict[tuple[int, int], int] = {}  # by process
         self._last_id = 0
         self.generation = 0
 
@@ -109,6 +118,7 @@ class PinTable:
         self._last_id = max(self._last_id, pin.id)
         self._pins[pin.id] = pin
         self._files.setdefault(pin.ino, {})[pin.id] = pin
+        self._charge(pin, pin.blocks)
         if pin.owner is not None:
             self._owners.setdefault(pin.owner, {})[pin.id] = pin
 
@@ -136,10 +146,23 @@ class PinTable:
             del same[pin.id]
             if not same:
                 del self._files[pin.ino]
+            self._charge(pin, -pin.blocks)
             if pin.counted:
                 idle += self.counts.drop(pin.runs)
         self.generation += 1
         return idle
+
+    def _charge(self, pin: Pin, blocks: int) -> None:
+        process = pin.holder.pid, pin.holder.started
+        total = self._blocks.get(process, 0) + blocks
+        if total:
+            self._blocks[process] = total
+        else:
+            del self._blocks[process]
+
+    def blocks_of(self, holder: Holder) -> int:
+        """Blocks that pins of one process cover, each pin for itself."""
+        return self._blocks.get((holder.pid, holder.started), 0)
 
     def of_file(self, ino: int) -> list[Pin]:
         return list(self._files.get(ino, {}).values())

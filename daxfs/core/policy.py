@@ -7,6 +7,7 @@ everything about names go on whatever is pinned: they move no block.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 from daxfs.errors import BadArgument
@@ -41,6 +42,22 @@ POLICIES: dict[str, dict[Operation, Outcome]] = {
 }
 
 DEFAULT = "busy"
+LONGTERM = ("allow", "deny", "lease")
+LEASE_THEN = ("fail", "revoke")
+
+
+@dataclass(slots=True)
+class Settings:
+    """What an admin may choose at mount time. Times in seconds, 0: no limit (`enospc_wait_s`: do not wait)."""
+
+    policy: str = DEFAULT
+    longterm: str = "allow"  # FOLL_LONGTERM: allow, deny (EOPNOTSUPP, as Linux on DAX), or want a layout lease first
+    wait_s: float = 0.0  # policy `wait`: then EBUSY
+    lease_break_s: float = 45.0  # policy `lease`: what holders get (as /proc/sys/fs/lease-break-time)
+    lease_then: str = "fail"  # ... and then: fail or revoke
+    invalidate_s: float = 5.0  # what an on-demand holder gets to acknowledge; then it is fenced
+    enospc_wait_s: float = 0.0  # what an allocation waits for busy space, if there is any
+    pins_max: int = 0  # blocks that one process may have pinned or busy, 0: no limit
 
 
 def check(name: str) -> str:

@@ -38,6 +38,7 @@ class Transaction:
         self._records: list[tuple[int, bytes]] = []
         self._taken: list[Run] = []
         self._freed: list[Run] = []
+        self._freed_unsafe: list[Run] = []
         self._inodes: dict[int, Inode] = {}
         self._touched: list[Revertible] = []
         self._inode_numbers: list[int] = []
@@ -68,9 +69,9 @@ class Transaction:
         self._taken.append((start, count))
         return start
 
-    def free(self, runs: list[Run]) -> None:
-        """Give up blocks; they stay out of reach until the commit."""
-        self._freed += runs
+    def free(self, runs: list[Run], *, unsafe: bool = False) -> None:
+        """Give up blocks; they stay out of reach until the commit. `unsafe`: pinned ones are free, too (the 2017 bug)."""
+        (self._freed_unsafe if unsafe else self._freed).extend(runs)
 
     def dirty(self, inode: Inode) -> None:
         """Store the inode at the commit."""
@@ -113,6 +114,9 @@ class Transaction:
                 inode.committed()
             if self._freed:
                 volume.release(self._freed)
+            if self._freed_unsafe:
+                volume.unsafe = True
+                volume.alloc.give(self._freed_unsafe)
             volume.free_inodes.extend(self._inode_numbers)
         except BaseException as e:
             volume.fail(f"after a commit: {e!r}")

@@ -17,17 +17,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from daxfs import abi
 from daxfs.core import layout, scan, snapshot, superblock
 from daxfs.core.alloc import Allocator, Run
+from daxfs.core.breaking import Break, outcome_of
 from daxfs.core.busy import BusyList
-from daxfs.core.runs import RunSet
+from daxfs.core.events import Event, EventQueues
 from daxfs.core.format import format_image
 from daxfs.core.inode import Inode
 from daxfs.core.journal import Journal
 from daxfs.core.layout import CHUNK_INODES, INODE_SIZE, ROOT_INO
+from daxfs.core.leases import Lease, Leases
 from daxfs.core.ledger import Entry, Ledger
 from daxfs.core.pins import Holder, Pin, PinTable
 from daxfs.core.pmem import Pmem
+from daxfs.core.policy import Operation, Outcome, Settings
+from daxfs.core.runs import RunSet
 from daxfs.core.transaction import Transaction
 from daxfs.errors import BadHandle, Corrupt, ImageError, NoSpace, ReadOnly
 
@@ -45,6 +50,7 @@ class Volume:
         self.sb = sb
         self.readonly = pmem.readonly
         self.failed = ""  # why the volume refuses changes
+        self.unsafe = False  # policy `unsafe` has freed pinned blocks
         self.block_size: int = sb["block_size"]
         self.block_shift = self.block_size.bit_length() - 1
         self.blocks: int = sb["blocks"]
@@ -55,7 +61,10 @@ class Volume:
         self.ledger = Ledger(self)
         self.pins = PinTable(self.blocks)
         self.busy_list = BusyList()
-        self.policy = "busy"
+        self.settings = Settings()
+        self.events = EventQueues()
+        self.leases = Leases(self._tell_lease)
+        self.breaks: dict[int, list[Break]] = {}  # by inode: layout changes that wait, so that new pins wait behind them
         self.chunks: list[int] = []  # first block of each chunk of inodes
         self.free_inodes: list[int] = []
         self._inodes: dict[int, Inode] = {}
@@ -168,6 +177,22 @@ class Volume:
         if self.readonly or self.failed:
             raise ReadOnly(self.failed or "the volume is mounted read-only")
 
+    # -- holders --
+
+    @property
+    def policy(self) -> str:
+        """The break policy of files that have none of their own."""
+        return self.settings.policy
+
+    def tell(self, pin: Pin, event: int) -> None:
+        """Queue an event for the owner of a pin; a survivor has none."""
+        if pin.owner is not None:
+            self.events.push(pin.owner, Event(event, pin.id, pin.offset, pin.length))
+
+    def _tell_lease(self, lease: Lease) -> None:
+        offset, length = lease.first * self.block_size, lease.count * self.block_size
+        self.events.push(lease.owner, Event(abi.EVENT_LEASE_BREAK, 0, offset, min(length, layout.FILE_SIZE_MAX)))
+
     # -- inodes --
 
     def inode_at(self, ino: int) -> int:
@@ -231,11 +256,12 @@ class Volume:
         """The last reference of an unlinked inode is gone: its blocks and its number are free, pinned blocks busy."""
         from daxfs.core import xattr
 
+        unsafe = outcome_of(self, inode, Operation.END) is Outcome.IGNORE
         with self.transaction(now) as txn:
             txn.dirty(inode)
             mapped = inode.map
             txn.free([(block, 1) for block in mapped.leaf_blocks()])
-            txn.free(mapped.carve(0, 1 << 52))
+            txn.free(mapped.carve(0, 1 << 52), unsafe=unsafe)
             mapped.dropped()
             xattr.free_all(self, txn, inode)
             inode.dead = True
@@ -328,7 +354,7 @@ class Volume:
             for start, count in runs:
                 if unowned.remove(start, count) != [(start, count)]:
                     raise ValueError(f"{what} run {start}+{count} has another owner")
-                if what == "free" and self.pins.counts.any(start, count):
+                if what == "free" and not self.unsafe and self.pins.counts.any(start, count):
                     raise ValueError(f"free run {start}+{count} is pinned")
         if unowned.blocks:
             raise ValueError(f"{unowned.blocks} blocks have no owner: {unowned.runs(0, 4)}")

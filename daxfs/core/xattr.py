@@ -47,6 +47,11 @@ def get(vol: Volume, inode: Inode, name: bytes) -> bytes:
         raise NoData from None
 
 
+def find(vol: Volume, inode: Inode, name: bytes) -> bytes | None:
+    """The value, None if there is none."""
+    return _all(vol, inode).get(name)
+
+
 def names(vol: Volume, inode: Inode) -> list[bytes]:
     return list(_all(vol, inode))
 
