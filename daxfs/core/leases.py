@@ -1,6 +1,6 @@
 """Layout leases: a holder's wish to hear before the layout of a range changes.
 
-A lease belongs to an open file description, as a pin does (which is what sank the kernel's 2019 series: pins escaped from
+A lease belongs to an open file description, as a pin does (what sank the kernel's 2019 series was that pins escaped from
 the lease of the process that had taken it). It gives no right to the blocks. Under `longterm=lease` a long-term pin needs one;
 under policy `lease` a layout change waits for it; under the others it is told and broken at once.
 
