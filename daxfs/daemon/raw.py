@@ -149,7 +149,7 @@ class RawRequests:
             inode = namespace.create(self._volume, now(), parent, name, stat.S_IFREG | mode & 0o7777, caller)
         except Exists:
             found = None if flags & os.O_EXCL else namespace.lookup(self._volume, parent, name)
-            if found is None:
+            if found is None or not found.is_file:
                 raise
             inode = found
             if flags & os.O_TRUNC:

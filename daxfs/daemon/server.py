@@ -54,6 +54,7 @@ SERVED_S_MAX = 30  # from mounting to the first answer
 CLOSE_S_MAX = 10  # what an unmounted daemon may take to close the image
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SERVED = b"served"
+_NAME_MAX = 100
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 Ready = Callable[[], None]
@@ -77,7 +78,7 @@ def default_image() -> Path:
 
 
 def default_log(place: str) -> Path:
-    return platformdirs.user_state_path("daxfs") / (place.strip("/").replace("/", "-") + ".log")
+    return platformdirs.user_state_path("daxfs") / f"{place.strip('/').replace('/', '-')[-_NAME_MAX:]}.log"
 
 
 def mount(request: MountRequest) -> int:
@@ -155,7 +156,7 @@ class Mounting:
         RawRequests(service).install()
         session.configure(
             init_flags=session.INIT_DEFAULT | session.INIT_EXPORT_SUPPORT,
-            hotpath=self.options.hotpath and not self.options.hostsync,
+            hotpath=self.options.hotpath,
             atime=not self.options.readonly,
             on_crash=service.crashed,
         )

@@ -29,9 +29,8 @@ async def reap_worker(service: Service) -> None:
     left = volume.pins.survivors()
     if left:
         log.info("%d pins of an earlier daemon are kept until their holders are gone", len(left))
-    image = os.stat(volume.pmem.path)
     while left := volume.pins.survivors():
-        gone = await trio.to_thread.run_sync(_gone, left, image, volume.block_size)
+        gone = await trio.to_thread.run_sync(_gone, left, volume.pmem.file_id, volume.block_size)
         for pin in gone:
             log.info("pin %d of process %d is released: its holder is gone", pin.id, pin.holder.pid)
             holding.release_survivor(volume, pin)
@@ -39,7 +38,7 @@ async def reap_worker(service: Service) -> None:
         await trio.sleep(LOOK_S)
 
 
-def _gone(pins: Iterable[Pin], image: os.stat_result, block_size: int) -> list[Pin]:
+def _gone(pins: Iterable[Pin], image: tuple[int, int], block_size: int) -> list[Pin]:
     pids = [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
     mapped: list[tuple[int, int]] = []
     open_files: set[int] = set()
@@ -64,14 +63,14 @@ def _there(
     return any(lo < end and start < hi for lo, hi in mapped for start, end in ranges)
 
 
-def _mapped(pid: int, image: os.stat_result) -> list[tuple[int, int]]:
-    """The byte ranges of the image that a process maps."""
+def _mapped(pid: int, image: tuple[int, int]) -> list[tuple[int, int]]:
+    """The byte ranges of the image (device, inode) that a process maps."""
     found = []
     with open(f"/proc/{pid}/maps", "rb") as maps:
         for line in maps:
             place, _, offset, device, ino = line.split(None, 5)[:5]
             major, minor = (int(part, 16) for part in device.split(b":"))
-            if int(ino) == image.st_ino and os.makedev(major, minor) == image.st_dev:
+            if (os.makedev(major, minor), int(ino)) == image:
                 start, end = (int(part, 16) for part in place.split(b"-"))
                 found.append((int(offset, 16), int(offset, 16) + end - start))
     return found

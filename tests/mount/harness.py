@@ -1,4 +1,5 @@
-"""A daxfs mount as people get it: made, looked at, killed and taken down through the real command line.
+"""A daxfs mount as people get it: mounted and unmounted through the real command line and daemon. (mkfs, fsck and info are
+called in this process, which saves a second per test; tests/cli has their commands.)
 
 Owns one directory with an image, a mount point and the daemon's log. A daemon that does not answer any more is killed by
 a watchdog, so that a test fails instead of hanging: the kernel answers ENOTCONN to whoever waits.
@@ -6,7 +7,6 @@ a watchdog, so that a test fails instead of hanging: the kernel answers ENOTCONN
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,6 +17,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from daxfs import client
+from daxfs.cli import sizes
+from daxfs.core.format import format_image
+from daxfs.core.fsck import check
 
 DAXFS = [sys.executable, "-m", "daxfs.cli"]
 COMMAND_S = 60
@@ -66,7 +71,7 @@ class Mounted:
         self.hung = False
         self._fresh = 0
         self.path.mkdir(parents=True)
-        daxfs("mkfs", "--size", size, "--block-size", block_size, self.image)
+        format_image(self.image, sizes.size(size), block_size=sizes.size(block_size), now=time.time_ns())
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -96,8 +101,8 @@ class Mounted:
         self.pid = 0
 
     def fsck(self) -> None:
-        done = daxfs("fsck", self.image, check=False, timeout_s=300)
-        assert done.returncode == 0, f"fsck: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        report = check(self.image)
+        assert not report.errors, "fsck: " + "\n".join(str(finding) for finding in report.findings)
 
     def finish(self) -> None:
         """End of a test: unmount, check the image and the log, leave nothing."""
@@ -120,8 +125,7 @@ class Mounted:
     # -- looking ----------------------------------------------------------------------------------------------------
 
     def info(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(daxfs("info", "--json", self.path).stdout)
-        return found
+        return client.info(self.path)
 
     def check_log(self) -> None:
         text = self.log_text()

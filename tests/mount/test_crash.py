@@ -63,7 +63,6 @@ def lane(mounted: Mounted, seed: int) -> str:
     finished = halfway = 0
     for kill in range(KILLS):
         try:
-            before = sum(worker.done for worker in workers)
             crash(mounted, workers, choose.uniform(0, LOAD_S_MAX))
             mounted.fsck()
             if choose.random() < 0.1:
@@ -73,7 +72,6 @@ def lane(mounted: Mounted, seed: int) -> str:
                 if worker.pending is not None:
                     halfway += 1
                 finished += worker.verify()
-            assert sum(worker.done for worker in workers) > before or kill == 0 or LOAD_S_MAX < 1
         except BaseException as problem:
             raise AssertionError(f"seed {seed}, kill {kill}: {problem}") from problem
     done = sum(worker.done for worker in workers)

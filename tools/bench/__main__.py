@@ -24,7 +24,7 @@ from tools.bench.peers import PEERS, Missing, Peer
 from tools.bench.report import Report, Row
 
 TMPFS = Path("/dev/shm")
-WIDTH = 132
+WIDTH = 150
 
 
 def arguments() -> argparse.Namespace:

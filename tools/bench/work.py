@@ -81,7 +81,7 @@ def fio(mount: Path, row: FioRow, scale: Scale) -> tuple[float, dict[str, float]
     command = ["fio", "--name=bench", f"--filename={file}", f"--size={size}", "--direct=1", "--fallocate=none"]
     command += ["--invalidate=0", "--norandommap", "--output-format=json", *row.options]
     if not row.fresh:
-        command += ["--time_based", f"--runtime={scale.seconds:g}", f"--ramp_time={scale.seconds / 10:g}"]
+        command += ["--time_based", f"--runtime={scale.seconds * 1000:.0f}ms", f"--ramp_time={scale.seconds * 100:.0f}ms"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if row.fresh:
         file.unlink(missing_ok=True)
