@@ -23,7 +23,7 @@ def _iowr(number: int, size: int) -> int:
 
 # Flags of PIN; the kernel's names and rules (include/linux/mm_types.h; D6.2).
 FOLL_WRITE = 1 << 0
-FOLL_GET = 1 << 2
+FOLL_GET = 1 << 1
 FOLL_LONGTERM = 1 << 8
 FOLL_PIN = 1 << 19
 # Two of our own. NOWAIT: EAGAIN instead of waiting behind a truncate of the range. ON_DEMAND: no pin but a registration that
@@ -54,6 +54,12 @@ RUN = struct.Struct("<QQ")  # start block, count
 IOC_PIN_RUNS = _iowr(3, PAGE_BYTES)
 EXTENT = struct.Struct("<QQQII")  # logical, physical, count, unwritten, zero
 IOC_EXTENTS = _iowr(4, PAGE_BYTES)
+
+# PAGES: what struct page would say of each block. key = pin id, first = index of the first block of the pin wanted; or key 0,
+# first = first logical block of the file wanted, holes are left out. Records of PAGE_STATE; total: blocks of the pin, 0 for a file.
+# pins: FOLL_PIN holders of the block; references: those, FOLL_GET holders, and 1 for the file if it (still) has the block.
+PAGE_STATE = struct.Struct("<QQII")  # index (in the pin, or logical block of the file), physical, pins, references
+IOC_PAGES = _iowr(12, PAGE_BYTES)
 
 # LEASE: a layout lease of the description. in: offset, length (bytes; length 0: the whole file), op. Errors: EINVAL, EISDIR.
 LEASE = struct.Struct("<QQII")  # offset, length, op, zero

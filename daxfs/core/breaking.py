@@ -1,8 +1,8 @@
 """Breaking a layout: what stands in the way of an operation that takes blocks from a file, and what is done about it.
 
 `clear_way` is called before the transaction of a truncate or punch. It returns when the operation may go ahead, and raises
-    LayoutBusy   when somebody must be waited for: the daemon waits for the layout generation to move and calls again,
-                 with `overdue` once the time is over; nothing is held meanwhile (Kara, 2017)
+    LayoutBusy   when somebody must be waited for: the daemon waits until something moves and calls again, with `overdue`
+                 once the time is over; nothing is held meanwhile (Kara, 2017)
     TextBusy, Deadlock, Busy, TryAgain   when the operation fails; nothing has changed
 The core does not wait and has no clock: who waits, how long, and who is interrupted is daemon/waiting.py.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs import abi
 from daxfs.core import policy, xattr
@@ -43,6 +43,14 @@ class Breaker:
 NOBODY = Breaker()
 
 
+class Wanted(NamedTuple):
+    """The blocks that an operation would take."""
+
+    ino: int
+    first: int
+    blocks: int
+
+
 @dataclass(eq=False, slots=True)
 class Break:
     """A layout change that waits: blocks [first, first + count) of a file, and the ids of the pins it waits for."""
@@ -61,7 +69,7 @@ def check_hold(volume: Volume, ino: int, first: int, count: int, owner: int, hol
             if not any(pin.owner == owner or pin.holder.is_same(holder) for pin in waited_for):
                 if nowait:
                     raise TryAgain("a layout change waits for the range")
-                raise LayoutBusy("hold", [], volume.pins.generation)
+                raise LayoutBusy("hold", [], ino, first, count)
 
 
 def policy_of(volume: Volume, inode: Inode) -> str:
@@ -86,17 +94,18 @@ def clear_way(volume: Volume, inode: Inode, operation: Operation, first: int, co
         return outcome
     runs = [(physical, n) for _, physical, n, _ in inode.map.overlaps(first, count)]
     standing = volume.pins.standing(inode.ino, runs)
-    _invalidate(volume, [pin for pin in standing if pin.on_demand and pin.state is State.HELD], breaker)
+    wanted = Wanted(inode.ino, first, count)
+    _invalidate(volume, [pin for pin in standing if pin.on_demand and pin.state is State.HELD], wanted, breaker)
     pins = [pin for pin in standing if pin.counted and pin.state is State.HELD]
     leases = volume.leases.overlapping(inode.ino, first, count)
     if pins or (leases and outcome is Outcome.LEASE):
-        _by_outcome(volume, inode, outcome, pins, breaker)
+        _by_outcome(volume, outcome, pins, wanted, breaker)
     else:
         volume.leases.break_all(leases)
     return outcome
 
 
-def _invalidate(volume: Volume, holders: list[Pin], breaker: Breaker) -> None:
+def _invalidate(volume: Volume, holders: list[Pin], wanted: Wanted, breaker: Breaker) -> None:
     if not holders:
         return
     for pin in holders:
@@ -106,12 +115,12 @@ def _invalidate(volume: Volume, holders: list[Pin], breaker: Breaker) -> None:
     if breaker.nowait:
         raise TryAgain("an on-demand holder has to let go first")
     if "invalidate" not in breaker.overdue:
-        raise LayoutBusy("invalidate", [pin.id for pin in holders], volume.pins.generation)
+        raise LayoutBusy("invalidate", [pin.id for pin in holders], *wanted)
     for pin in holders:
         volume.pins.fence(pin)
 
 
-def _by_outcome(volume: Volume, inode: Inode, outcome: Outcome, pins: list[Pin], breaker: Breaker) -> None:
+def _by_outcome(volume: Volume, outcome: Outcome, pins: list[Pin], wanted: Wanted, breaker: Breaker) -> None:
     own = breaker.owner is not None and any(pin.owner == breaker.owner for pin in pins)
     if outcome is Outcome.REVOKE:
         revoke(volume, pins)
@@ -124,25 +133,25 @@ def _by_outcome(volume: Volume, inode: Inode, outcome: Outcome, pins: list[Pin],
     elif breaker.nowait:
         raise TryAgain("the range is pinned")
     elif outcome is Outcome.LEASE:
-        _by_lease(volume, inode, pins, breaker)
+        _by_lease(volume, pins, wanted, breaker)
     elif Outcome.WAIT in breaker.overdue:
         raise Busy(f"the range is still pinned after the time limit: see daxfs pins ({_names(pins)})")
     else:
-        raise LayoutBusy(Outcome.WAIT, [pin.id for pin in pins], volume.pins.generation)
+        raise LayoutBusy(Outcome.WAIT, [pin.id for pin in pins], *wanted)
 
 
-def _by_lease(volume: Volume, inode: Inode, pins: list[Pin], breaker: Breaker) -> None:
+def _by_lease(volume: Volume, pins: list[Pin], wanted: Wanted, breaker: Breaker) -> None:
     if Outcome.LEASE not in breaker.overdue:
         for pin in pins:
             if not pin.told:
                 pin.told = True
                 volume.tell(pin, abi.EVENT_LEASE_BREAK)
-        volume.leases.tell(volume.leases.of_file(inode.ino))
-        raise LayoutBusy(Outcome.LEASE, [pin.id for pin in pins], volume.pins.generation)
+        volume.leases.tell(volume.leases.overlapping(*wanted))
+        raise LayoutBusy(Outcome.LEASE, [pin.id for pin in pins], *wanted)
     if volume.settings.lease_then == "fail":
         raise TextBusy(f"the holders did not let go in time: see daxfs pins ({_names(pins)})")
     revoke(volume, pins)
-    volume.leases.break_all(volume.leases.of_file(inode.ino))
+    volume.leases.break_all(volume.leases.overlapping(*wanted))
 
 
 def revoke(volume: Volume, pins: Iterable[Pin]) -> None:

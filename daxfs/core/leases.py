@@ -1,8 +1,8 @@
 """Layout leases: a holder's wish to hear before the layout of a range changes.
 
 A lease belongs to an open file description, as a pin does (what sank the kernel's 2019 series was that pins escaped from
-the lease of the process that had taken it). It gives no right to the blocks. Under `longterm=lease` a long-term pin needs one;
-under policy `lease` a layout change waits for it; under the others it is told and broken at once.
+the lease of the process that had taken it). It gives no right to the blocks. Under `longterm=lease` a long-term pin
+needs one; under policy `lease` a layout change waits for it; under the others it is told and broken at once.
 
 States: held -> told (a break is under way) -> released (by its owner) or broken.
 """
@@ -42,6 +42,10 @@ class Leases:
 
     def of_file(self, ino: int) -> list[Lease]:
         return list(self._files.get(ino, []))
+
+    def of_owner(self, owner: int) -> bool:
+        """Whether an owner has any lease."""
+        return any(lease.owner == owner for leases in self._files.values() for lease in leases)
 
     def overlapping(self, ino: int, first: int, count: int) -> list[Lease]:
         return [x for x in self._files.get(ino, []) if x.first < first + count and first < x.first + x.count]

@@ -89,6 +89,7 @@ class PinTable:
 
     def __init__(self, blocks: int) -> None:
         self.counts = PinCounts(blocks)
+        self.references = PinCounts(blocks)  # FOLL_GET: they keep nothing
         self._pins: dict[int, Pin] = {}
         self._owners: dict[int, dict[int, Pin]] = {}
         self._files: dict[int, dict[int, Pin]] = {}
@@ -115,6 +116,8 @@ class PinTable:
     def insert(self, pin: Pin) -> None:
         if pin.counted:
             self.counts.add(pin.runs)
+        elif pin.flags & abi.FOLL_GET:
+            self.references.add(pin.runs)
         self._last_id = max(self._last_id, pin.id)
         self._pins[pin.id] = pin
         self._files.setdefault(pin.ino, {})[pin.id] = pin
@@ -149,6 +152,8 @@ class PinTable:
             self._charge(pin, -pin.blocks)
             if pin.counted:
                 idle += self.counts.drop(pin.runs)
+            elif pin.flags & abi.FOLL_GET:
+                self.references.drop(pin.runs)
         self.generation += 1
         return idle
 

@@ -1,8 +1,8 @@
 """What a layout change does about pinned blocks: the break policies, as one table.
 
 The mount has a default policy, a file may have its own (the xattr POLICY_XATTR). `docs/pins.md` and the tests read this
-table. Only operations that take whole blocks away from a file are in it. Writes, zeroing in place, growing, preallocating and
-everything about names go on whatever is pinned: they move no block.
+table. Only operations that take whole blocks away from a file are in it. Writes, zeroing in place, growing, preallocating
+and everything about names go on whatever is pinned: they move no block.
 """
 
 from __future__ import annotations

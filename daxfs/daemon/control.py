@@ -10,17 +10,19 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 from daxfs import __version__, abi
-from daxfs.core import holding
+from daxfs.core import attributes, fileops, holding
+from daxfs.core.breaking import Breaker
 from daxfs.core.pins import Holder, Pin
 from daxfs.daemon import holders, protocol, session
 from daxfs.daemon.service import OpenFile, Service, now
 from daxfs.daemon.session import Request
-from daxfs.errors import BadArgument, FsError
+from daxfs.errors import BadArgument, BadDescriptor, FsError, TryAgain
 
 _FLAG_NAMES = {getattr(abi, name): name for name in ("FOLL_PIN", "FOLL_GET", "FOLL_WRITE", "FOLL_LONGTERM")}
 _ROOM = abi.PAGE_BYTES - abi.PAGE.size  # bytes of records in a page
@@ -35,6 +37,10 @@ class Control:
             abi.IOC_UNPIN: self._unpin,
             abi.IOC_PIN_RUNS: self._pin_runs,
             abi.IOC_EXTENTS: self._extents,
+            abi.IOC_LEASE: self._lease,
+            abi.IOC_NEXT_EVENT: self._next_event,
+            abi.IOC_ACK: self._acknowledge,
+            abi.IOC_CHANGE: self._change,
             abi.IOC_REPORT: self._report,
         }
         self._reports: dict[int, Callable[[], Any]] = {
@@ -75,7 +81,7 @@ class Control:
             raise BadArgument("unknown flags of an unpin")
         dirty = bool(flags & abi.UNPIN_DIRTY)
         holding.unpin(self._volume, now(), file.fh, pin_id, dirty=dirty)
-        self.service.wake_free()
+        self.service.moved(file.inode.ino)
         if dirty:
             self.service.stale_data(file.inode)
         return argument
@@ -85,6 +91,67 @@ class Control:
         runs = self._volume.pins.get(file.fh, pin_id).runs
         page = runs[first : first + _ROOM // abi.RUN.size]
         return _page(pin_id, first, len(page), len(runs), b"".join(abi.RUN.pack(*run) for run in page))
+
+    # -- leases, events, changes that do not wait --
+
+    def _lease(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        offset, length, op, zero = abi.LEASE.unpack(argument)
+        if zero or op not in (abi.LEASE_TAKE, abi.LEASE_RELEASE):
+            raise BadArgument("a lease is taken or released")
+        if op == abi.LEASE_TAKE:
+            holding.take_lease(self._volume, file.inode, offset, length, file.fh)
+        else:
+            holding.release_lease(self._volume, file.inode, file.fh)
+            self.service.moved(file.inode.ino)
+        return argument
+
+    def _next_event(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        found = self._volume.events.pop(file.fh)
+        if found is None:
+            raise TryAgain("no event is waiting")
+        event, lost = found
+        return abi.EVENT.pack(event.type, lost, event.pin, event.offset, event.length)
+
+    def _acknowledge(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        pin_id, zero = abi.ACK.unpack(argument)
+        if zero:
+            raise BadArgument("the reserved field of an acknowledgement must be 0")
+        holding.acknowledge(self._volume, file.fh, pin_id)
+        self.service.moved(file.inode.ino)
+        return argument
+
+    def _change(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        offset, length, op, flags = abi.CHANGE.unpack(argument)
+        if flags & ~abi.CHANGE_NOWAIT or op not in (abi.CHANGE_TRUNCATE, abi.CHANGE_PUNCH):
+            raise BadArgument("unknown change or flags")
+        if not file.writable:
+            raise BadDescriptor("the descriptor is not open for writing")
+        overdue = self.service.waiting.overdue(request)
+        breaker = Breaker(file.fh, bool(flags & abi.CHANGE_NOWAIT), overdue)
+        if op == abi.CHANGE_TRUNCATE:
+            new = attributes.Attributes(size=offset, kill_priv=request.uid != 0, breaker=breaker)
+            attributes.setattr(self._volume, now(), file.inode, new)
+        else:
+            mode = fileops.FALLOC_PUNCH_HOLE | fileops.FALLOC_KEEP_SIZE
+            fileops.fallocate(self._volume, now(), file.inode, mode, offset, length, breaker=breaker)
+        self.service.stale_data(file.inode)
+        return argument
+
+    def poll(self, request: Request) -> None:
+        """A descriptor that holds pins or leases is readable (and urgent) when an event waits; any other one always is."""
+        fh, kh, flags, _ = protocol.POLL_IN.unpack_from(request.body)
+        volume = self._volume
+        ready = select.POLLOUT | select.POLLWRNORM
+        holder = volume.pins.of_owner(fh) or volume.leases.of_owner(fh)
+        if volume.events.waiting(fh):
+            ready |= select.POLLIN | select.POLLRDNORM | select.POLLPRI
+        elif not holder:
+            ready |= select.POLLIN | select.POLLRDNORM
+        if flags & protocol.POLL_SCHEDULE_NOTIFY:
+            self.service.pollers.setdefault(fh, set()).add(kh)
+        request.reply(protocol.POLL_OUT.pack(ready))
+
+    # -- extents --
 
     def _extents(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
         logical, *_ = abi.PAGE.unpack_from(argument)

@@ -13,12 +13,13 @@ from struct import Struct
 from daxfs.core.inode import Inode
 
 LOOKUP, GETATTR, SETATTR, UNLINK, OPEN, READ, WRITE, RELEASE, SETXATTR = 1, 3, 4, 10, 14, 15, 16, 18, 21
-OPENDIR, READDIR, RELEASEDIR, CREATE, IOCTL = 27, 28, 29, 35, 39
+OPENDIR, READDIR, RELEASEDIR, CREATE, IOCTL, POLL = 27, 28, 29, 35, 39, 40
 FALLOCATE, READDIRPLUS, LSEEK, COPY_FILE_RANGE, TMPFILE, STATX, COPY_FILE_RANGE_64 = 43, 44, 46, 47, 51, 52, 53
 
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 FATTR_ATIME, FATTR_MTIME, FATTR_ATIME_NOW, FATTR_MTIME_NOW = 1 << 4, 1 << 5, 1 << 7, 1 << 8
-FATTR_CTIME, FATTR_KILL_SUIDGID = 1 << 10, 1 << 11
+FATTR_FH, FATTR_CTIME, FATTR_KILL_SUIDGID = 1 << 6, 1 << 10, 1 << 11
+POLL_SCHEDULE_NOTIFY = 1 << 0
 FOPEN_DIRECT_IO, FOPEN_PARALLEL_DIRECT_WRITES = 1 << 0, 1 << 6
 OPEN_KILL_SUIDGID = 1 << 0
 WRITE_KILL_SUIDGID = 1 << 2
@@ -36,6 +37,9 @@ LSEEK_IN = Struct("=QQI4x")  # fh, offset, whence
 COPY_FILE_RANGE_IN = Struct("=QQQQQQQ")  # fh, offset, other nodeid, other fh, other offset, length, flags
 IOCTL_IN = Struct("=QIIQII")  # fh, flags, number, argument, in_size, out_size, then in_size bytes
 
+POLL_IN = Struct("=QQII")  # fh, kh, flags, events
+
+POLL_OUT = Struct("=I4x")  # revents
 OPEN_OUT = Struct("=QI4x")  # fh, FOPEN_*
 WRITE_OUT = Struct("=I4x")  # size; of COPY_FILE_RANGE, too
 COPY_64_OUT = Struct("=Q")  # size

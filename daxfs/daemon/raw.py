@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from daxfs.core import attributes, fileops, namespace
+from daxfs.core.breaking import Breaker
 from daxfs.core.inode import Inode
 from daxfs.core.namespace import Caller
 from daxfs.daemon import protocol, session
 from daxfs.daemon.control import Control
 from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
-from daxfs.errors import BadArgument, Corrupt, Exists, FsError
+from daxfs.errors import BadArgument, Corrupt, Exists, FsError, LayoutBusy, NoSpace
 
 log = logging.getLogger("daxfs")
 
@@ -61,9 +62,35 @@ class RawRequests:
             protocol.READDIR: self.readdir,
             protocol.READDIRPLUS: self.readdirplus,
             protocol.IOCTL: self._control.ioctl,
+            protocol.POLL: self._control.poll,
         }
         for opcode, handler in handlers.items():
-            session.register(opcode, _translated(handler))
+            session.register(opcode, self._translated(handler))
+
+    def _translated(self, handler: Callable[[Request], None]) -> Callable[[Request], None]:
+        """An FsError becomes an errno; a call that has to wait is kept and answered later."""
+        waiting = self.service.waiting
+
+        def take(request: Request) -> None:
+            try:
+                handler(request)
+            except LayoutBusy:
+                waiting.wait(request, handler)
+            except NoSpace as full:
+                if waiting.wants_space(request):
+                    waiting.wait(request, handler)
+                else:
+                    request.error(full.errno)
+            except Corrupt as e:
+                log.error("request %d for inode %d: %s", request.opcode, request.nodeid, e.why)
+                request.error(e.errno)
+            except FsError as e:
+                request.error(e.errno)
+
+        return take
+
+    def _breaker(self, request: Request, owner: int | None = None) -> Breaker:
+        return Breaker(owner, False, self.service.waiting.overdue(request))
 
     # -- attributes --
 
@@ -74,7 +101,7 @@ class RawRequests:
         request.reply(protocol.statx_out(self._inode(request.nodeid), self._volume.block_size))
 
     def setattr(self, request: Request) -> None:
-        valid, _, size, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns, mode, uid, gid = (
+        valid, fh, size, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns, mode, uid, gid = (
             protocol.SETATTR_IN.unpack_from(request.body)
         )
         inode, at = self._inode(request.nodeid), now()
@@ -91,6 +118,7 @@ class RawRequests:
             mtime=time(protocol.FATTR_MTIME, protocol.FATTR_MTIME_NOW, mtime_s, mtime_ns),
             ctime=time(protocol.FATTR_CTIME, 0, ctime_s, ctime_ns),
             kill_priv=bool(valid & protocol.FATTR_KILL_SUIDGID),
+            breaker=self._breaker(request, fh if valid & protocol.FATTR_FH else None),
         )
         if not new.is_empty or request.uid in (0, inode.uid):  # of nothing: the kernel did not check who asks
             attributes.setattr(self._volume, at, inode, new)
@@ -133,12 +161,13 @@ class RawRequests:
         flags, more = protocol.OPEN_IN.unpack_from(request.body)
         inode = self._inode(request.nodeid)
         if flags & os.O_TRUNC:
-            self._truncate_at_open(inode, kill_priv=bool(more & protocol.OPEN_KILL_SUIDGID))
+            self._truncate_at_open(request, inode, kill_priv=bool(more & protocol.OPEN_KILL_SUIDGID))
         request.reply(protocol.OPEN_OUT.pack(self.service.open(inode, flags), FILE_FLAGS))
 
-    def _truncate_at_open(self, inode: Inode, *, kill_priv: bool) -> None:
+    def _truncate_at_open(self, request: Request, inode: Inode, *, kill_priv: bool) -> None:
+        new = attributes.Attributes(size=0, kill_priv=kill_priv, breaker=self._breaker(request))
         with self._watched(inode):
-            attributes.setattr(self._volume, now(), inode, attributes.Attributes(size=0, kill_priv=kill_priv))
+            attributes.setattr(self._volume, now(), inode, new)
 
     def create(self, request: Request) -> None:
         flags, mode, umask, more = protocol.CREATE_IN.unpack_from(request.body)
@@ -153,7 +182,7 @@ class RawRequests:
                 raise
             inode = found
             if flags & os.O_TRUNC:
-                self._truncate_at_open(inode, kill_priv=bool(more & protocol.OPEN_KILL_SUIDGID))
+                self._truncate_at_open(request, inode, kill_priv=bool(more & protocol.OPEN_KILL_SUIDGID))
         self._reply_created(request, inode, flags, name)
 
     def tmpfile(self, request: Request) -> None:
@@ -194,10 +223,11 @@ class RawRequests:
         request.reply(protocol.WRITE_OUT.pack(written))
 
     def fallocate(self, request: Request) -> None:
-        _, offset, length, mode = protocol.FALLOCATE_IN.unpack_from(request.body)
-        inode = self._inode(request.nodeid)
+        fh, offset, length, mode = protocol.FALLOCATE_IN.unpack_from(request.body)
+        inode, breaker = self._inode(request.nodeid), self._breaker(request, fh)
+        kill_priv = _loses_privileges(request)
         with self._watched(inode):
-            fileops.fallocate(self._volume, now(), inode, mode, offset, length, kill_priv=_loses_privileges(request))
+            fileops.fallocate(self._volume, now(), inode, mode, offset, length, kill_priv=kill_priv, breaker=breaker)
         request.reply()
 
     def lseek(self, request: Request) -> None:
@@ -265,16 +295,3 @@ def _caller(request: Request, umask: int) -> Caller:
 def _loses_privileges(request: Request) -> bool:
     """FALLOCATE and COPY_FILE_RANGE do not say whether the caller has CAP_FSETID, and leave the bits to us."""
     return request.uid != 0
-
-
-def _translated(handler: Callable[[Request], None]) -> Callable[[Request], None]:
-    def take(request: Request) -> None:
-        try:
-            handler(request)
-        except Corrupt as e:
-            log.error("request %d for inode %d: %s", request.opcode, request.nodeid, e.why)
-            request.error(e.errno)
-        except FsError as e:
-            request.error(e.errno)
-
-    return take

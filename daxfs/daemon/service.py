@@ -24,6 +24,7 @@ from daxfs.core.inode import Inode
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.volume import Volume
 from daxfs.daemon import session
+from daxfs.daemon.waiting import Waiting
 from daxfs.errors import BadDescriptor, FsError
 
 log = logging.getLogger("daxfs")
@@ -56,6 +57,9 @@ class Service:
         self.mountpoint = mountpoint
         self.device = ""  # major:minor of the mount, once it is served
         self.unpinned = trio.Event()  # the delayed free has work
+        self.waiting = Waiting(volume, self.start)
+        self.pollers: dict[int, set[int]] = {}  # handle -> what the kernel wants to hear when an event comes
+        volume.events.on_event = self._wake_poller
         self._nursery: trio.Nursery
         self._names: dict[int, tuple[int, bytes]] = {}  # inode -> (parent, name), as last heard
         volume.root.nlookup = 1  # the mount's own, never forgotten
@@ -142,8 +146,9 @@ class Service:
         """The last close of a description: its pins end with it."""
         file = self.file(fh)
         session.detach(fh)
-        holding.release_owner(self.volume, fh)
-        self.wake_free()
+        self.pollers.pop(fh, None)
+        holding.release_owner(self.volume, file.inode, fh)
+        self.moved(file.inode.ino)
         file.inode.opens -= 1
         self._settle(file.inode)
 
@@ -169,6 +174,10 @@ class Service:
         self.stale(inode)
         self.start(trio.to_thread.run_sync, session.inval_inode, inode.ino)
 
+    def _wake_poller(self, fh: int) -> None:
+        for kh in self.pollers.pop(fh, ()):
+            session.notify_poll(kh)
+
     # -- work besides requests --
 
     def work_in(self, nursery: trio.Nursery) -> None:
@@ -187,7 +196,9 @@ class Service:
 
         self._nursery.start_soon(task)
 
-    def wake_free(self) -> None:
+    def moved(self, ino: int) -> None:
+        """A pin, lease or registration of a file has gone: waiters look again, and what it kept can be freed."""
+        self.waiting.moved(ino)
         if len(self.volume.busy_list.due):
             self.unpinned.set()
 
@@ -197,7 +208,9 @@ class Service:
             await self.unpinned.wait()
             self.unpinned = trio.Event()
             while self.volume.free_unpinned(now(), FREE_BATCH):
+                self.waiting.freed()
                 await trio.lowlevel.checkpoint()
+            self.waiting.freed()
 
     # -- failures --
 

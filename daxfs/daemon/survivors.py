@@ -34,7 +34,7 @@ async def reap_worker(service: Service) -> None:
         for pin in gone:
             log.info("pin %d of process %d is released: its holder is gone", pin.id, pin.holder.pid)
             holding.release_survivor(volume, pin)
-        service.wake_free()
+            service.moved(pin.ino)
         await trio.sleep(LOOK_S)
 
 

@@ -1,0 +1,136 @@
+"""Calls that wait: for pins to go, for holders to acknowledge, for busy space. The core says who stands in the way
+(`LayoutBusy`), this module waits for the layout to move and runs the handler again.
+
+Rules
+- Nothing is held while waiting: no lock, no transaction, no pyfuse3 worker; each waiter is a task of the daemon's nursery.
+- A handler that raised LayoutBusy has changed nothing, so it can be run again as often as it takes.
+- A wait ends with the handler's own answer, with EINTR when the caller is interrupted or killed (nothing changed), or by its
+  time limit, after which the handler is told that this kind of wait is overdue and decides.
+- While a layout change waits it is in `volume.breaks`, so that new pins of its range wait behind it.
+
+(The kernel holds the file's own lock during truncate(2) and fallocate(2), also while they wait here: another write or
+truncate of the same file queues up in the kernel. Reads, stat, ioctls and all other files go on.)
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from daxfs.core.breaking import Break
+from daxfs.core.volume import Volume
+from daxfs.daemon.session import Request
+from daxfs.errors import FsError, LayoutBusy, NoSpace
+
+Handler = Callable[[Request], None]
+_SPACE = 0  # the key of those who wait for space: no inode has this number
+_CHANGES = ("wait", "lease", "invalidate")
+
+
+class Waiting:
+    """The waiters of one volume. `start` runs a task in the daemon's nursery."""
+
+    def __init__(self, volume: Volume, start: Callable[..., None]) -> None:
+        self._volume = volume
+        self._start = start
+        self._lots: dict[int, trio.lowlevel.ParkingLot] = {}
+        self._overdue: dict[int, set[str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._overdue)
+
+    def overdue(self, request: Request) -> frozenset[str]:
+        """The kinds of wait that have lasted long enough for this request."""
+        return frozenset(self._overdue.get(request.unique, ()))
+
+    def moved(self, ino: int) -> None:
+        """Something that may have stood in the way of calls on this inode has gone."""
+        lot = self._lots.get(ino)
+        if lot:
+            lot.unpark_all()
+
+    def freed(self) -> None:
+        """There may be space again."""
+        self.moved(_SPACE)
+
+    def wait(self, request: Request, handler: Handler) -> None:
+        """Answer the request later: when `handler(request)` no longer raises LayoutBusy."""
+        self._overdue[request.unique] = set()
+        self._start(self._wait, request, handler)
+
+    def wants_space(self, request: Request) -> bool:
+        """Whether an allocation that found only busy space shall wait for it."""
+        wanted = self._volume.settings.enospc_wait_s > 0 and self._volume.busy_list.blocks > 0
+        return wanted and "space" not in self.overdue(request)
+
+    async def _wait(self, request: Request, handler: Handler) -> None:
+        scope = trio.CancelScope()
+        request.on_interrupt = scope.cancel
+        if request.interrupted:
+            scope.cancel()
+        since: dict[str, float] = {}
+        try:
+            with scope:
+                while busy := self._attempt(request, handler):  # and no checkpoint until it is parked
+                    started = since.setdefault(busy.kind, time.monotonic())
+                    with self._announced(busy):
+                        if not await self._moved_before(busy, started + self._limit(busy.kind)):
+                            self._overdue[request.unique].add(busy.kind)
+        except FsError as e:
+            request.error(e.errno)
+        finally:
+            del self._overdue[request.unique]
+            if not request.answered:
+                request.error(errno.EINTR)
+
+    def _attempt(self, request: Request, handler: Handler) -> LayoutBusy | None:
+        """Run the handler; who stands in the way, if somebody does."""
+        try:
+            handler(request)
+        except LayoutBusy as busy:
+            return busy
+        except NoSpace:
+            if not self.wants_space(request):
+                raise
+            return LayoutBusy("space", [], _SPACE)
+        return None
+
+    async def _moved_before(self, busy: LayoutBusy, end: float) -> bool:
+        """False when the time was over first."""
+        lot = self._lots.setdefault(busy.ino, trio.lowlevel.ParkingLot())
+        left = max(0.0, end - time.monotonic())
+        with trio.move_on_after(left) as limit:
+            await lot.park()
+        if not lot:
+            self._lots.pop(busy.ino, None)
+        return not limit.cancelled_caught
+
+    def _limit(self, kind: str) -> float:
+        settings = self._volume.settings
+        seconds = {
+            "wait": settings.wait_s,
+            "lease": settings.lease_break_s,
+            "invalidate": settings.invalidate_s,
+            "space": settings.enospc_wait_s,
+        }.get(kind, 0.0)
+        return seconds or float("inf")
+
+    @contextmanager
+    def _announced(self, busy: LayoutBusy) -> Iterator[None]:
+        if busy.kind not in _CHANGES:
+            yield
+            return
+        waiting = Break(busy.first, busy.count, busy.pins)
+        breaks = self._volume.breaks.setdefault(busy.ino, [])
+        breaks.append(waiting)
+        try:
+            yield
+        finally:
+            breaks.remove(waiting)
+            if not breaks:
+                self._volume.breaks.pop(busy.ino, None)
+                trio.lowlevel.current_trio_token().run_sync_soon(self.moved, busy.ino)
