@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from daxfs import __version__
-from daxfs.cli import mounting, pins, volumes
+from daxfs.cli import mounting, pins, policy, volumes
 from daxfs.cli.output import Failure, say
 from daxfs.errors import FsError
 
@@ -34,6 +34,7 @@ _EXAMPLES = {
     "pin": "daxfs pin --offset 0 --length 1M --fill 0xa5 --hold 60 /mnt/x/film",
     "pins": "daxfs pins /mnt/x",
     "busy": "daxfs busy --json /mnt/x",
+    "policy": "daxfs policy /mnt/x/film wait",
 }
 _COMMANDS: dict[str, Callable[..., object]] = {
     "mkfs": volumes.mkfs,
@@ -45,6 +46,7 @@ _COMMANDS: dict[str, Callable[..., object]] = {
     "pin": pins.pin,
     "pins": pins.pins,
     "busy": pins.busy,
+    "policy": policy.policy,
 }
 for _name, _function in _COMMANDS.items():
     app.command(_name, epilog=f"Example: {_EXAMPLES[_name]}")(_function)

@@ -104,8 +104,12 @@ def mount(
         typer.Option(parser=sizes.size, metavar="SIZE", help="Of an image that is made now, like 4G.", show_default="1G"),
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="What truncate and hole punch do about pinned blocks: busy keeps them for the holder.")
-    ] = "busy",
+        str,
+        typer.Option(
+            help="What truncate and hole punch do about pinned blocks: busy, wait, fail, lease, revoke or unsafe.",
+            show_default="busy",
+        ),
+    ] = "",
     options: Annotated[
         list[str] | None,
         typer.Option("-o", "--options", metavar="OPTIONS", help="ro, allow_other, nonempty, hostsync, ... as of mount(8)."),
@@ -123,6 +127,7 @@ def mount(
     cleared first.
     """
     from daxfs.daemon import server
+    from daxfs.daemon.options import MountOptions
     from daxfs.errors import BadArgument
 
     request = server.MountRequest(
@@ -140,4 +145,6 @@ def mount(
         raise typer.BadParameter(problem.why) from None
     if code == 0 and not foreground:
         say(f"{mountpoint} is mounted; see: daxfs info {mountpoint}")
+        if MountOptions.parse([*request.options, *([f"policy={policy}"] if policy else [])]).settings.unsafe:
+            say("WARNING: policy unsafe frees pinned blocks: holders WILL corrupt other files. It is for demonstration.")
     return code

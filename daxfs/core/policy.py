@@ -59,6 +59,10 @@ class Settings:
     enospc_wait_s: float = 0.0  # what an allocation waits for busy space, if there is any
     pins_max: int = 0  # blocks that one process may have pinned or busy, 0: no limit
 
+    @property
+    def unsafe(self) -> bool:
+        return self.policy == "unsafe"
+
 
 def check(name: str) -> str:
     """The policy's name. BadArgument names those that there are."""

@@ -7,16 +7,28 @@ An option that is not in the tables is an error that names it: a mount that quie
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from daxfs.core import policy
 from daxfs.errors import BadArgument, NotPermitted
 
 # Options that go to the kernel's mount call as they are. As mount(8) has it, suid and dev are on when root mounts.
 _KERNEL = {"ro", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "dirsync", "allow_other"}
 _OPPOSITE = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "ro": "rw", "sync": "async"}
 _OPPOSITE |= {no: yes for yes, no in _OPPOSITE.items()}
-_OURS = {"rw", "async", "defaults", "default_permissions", "nonempty", "hostsync", "hotpath"}
+_OURS = {"rw", "async", "defaults", "default_permissions", "nonempty", "hostsync"}
+# Options with a value: one of a few words, seconds, or a number of blocks. All but hotpath are fields of policy.Settings.
+_WORDS = {
+    "hotpath": ("on", "off"),
+    "policy": tuple(policy.POLICIES),
+    "longterm": policy.LONGTERM,
+    "lease_then": policy.LEASE_THEN,
+}
+_SECONDS = {"wait_s", "lease_break_s", "invalidate_s", "enospc_wait_s"}
+_BLOCKS = {"pins_max"}
 _PRIVILEGED = {"suid", "dev"}
 
 
@@ -27,6 +39,7 @@ class MountOptions:
     hostsync: bool = False
     hotpath: bool = True
     kernel: frozenset[str] = frozenset()
+    settings: policy.Settings = field(default_factory=policy.Settings)
 
     @classmethod
     def parse(cls, given: Iterable[str], *, privileged: bool | None = None) -> MountOptions:
@@ -46,6 +59,7 @@ class MountOptions:
             hostsync="hostsync" in chosen,
             hotpath=chosen.get("hotpath") != "off",
             kernel=frozenset(chosen.keys() & _KERNEL),
+            settings=policy.Settings(**_settings(chosen)),
         )
 
     def for_libfuse(self, image: str) -> set[str]:
@@ -54,14 +68,27 @@ class MountOptions:
 
 
 def _check(name: str, value: str, option: str) -> None:
-    if name not in _KERNEL | _OURS:
-        known = ", ".join(sorted(_KERNEL | _OURS - {"hotpath"} | {"hotpath=on|off"}))
-        raise BadArgument(f"unknown option {option!r} of -o; there are: {known}")
-    if name == "hotpath":
-        if value not in ("on", "off"):
-            raise BadArgument(f"-o {option}: say hotpath=on or hotpath=off")
+    if name in _WORDS:
+        if value not in _WORDS[name]:
+            raise BadArgument(f"-o {option}: {name} is one of {', '.join(_WORDS[name])}")
+    elif name in _SECONDS:
+        if not re.fullmatch(r"\d+(\.\d+)?", value):
+            raise BadArgument(f"-o {option}: {name} is a number of seconds, as in {name}=2.5")
+    elif name in _BLOCKS:
+        if not value.isascii() or not value.isdecimal():
+            raise BadArgument(f"-o {option}: {name} is a number of blocks, as in {name}=1024")
+    elif name not in _KERNEL | _OURS:
+        known = [*_KERNEL, *_OURS, *(f"{name}={'|'.join(words)}" for name, words in _WORDS.items()), *_SECONDS, *_BLOCKS]
+        raise BadArgument(f"unknown option {option!r} of -o; there are: {', '.join(sorted(known))}")
     elif value or option.endswith("="):
         raise BadArgument(f"-o {option}: {name} takes no value")
+
+
+def _settings(chosen: dict[str, str]) -> dict[str, Any]:
+    """The fields of policy.Settings that were chosen."""
+    words: dict[str, Any] = {name: chosen[name] for name in chosen.keys() & _WORDS.keys() - {"hotpath"}}
+    words.update({name: float(chosen[name]) for name in chosen.keys() & _SECONDS})
+    return words | {name: int(chosen[name]) for name in chosen.keys() & _BLOCKS}
 
 
 def _escape(path: str) -> str:

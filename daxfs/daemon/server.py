@@ -34,6 +34,7 @@ from typing import NoReturn
 import platformdirs
 import trio
 
+from daxfs.core import policy
 from daxfs.core.format import format_image
 from daxfs.core.layout import BLOCK_SIZE
 from daxfs.core.volume import Volume
@@ -42,14 +43,13 @@ from daxfs.daemon.operations import Operations
 from daxfs.daemon.options import MountOptions
 from daxfs.daemon.raw import RawRequests
 from daxfs.daemon.service import Service, now
-from daxfs.errors import BadArgument, Busy, FsError, ImageError
+from daxfs.errors import Busy, FsError, ImageError
 
 import pyfuse3  # isort: skip  # after the native session, which must be in the process first
 
 log = logging.getLogger("daxfs")
 
 IMAGE_SIZE = 1 << 30
-POLICIES = ("busy",)
 SERVED_S_MAX = 30  # from mounting to the first answer
 CLOSE_S_MAX = 10  # what an unmounted daemon may take to close the image
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -67,7 +67,7 @@ class MountRequest:
     mountpoint: str | os.PathLike[str]
     image: str | os.PathLike[str] | None = None
     size: int | None = None  # bytes: of an image that does not exist yet
-    policy: str = "busy"
+    policy: str = ""  # as -o policy=
     options: Sequence[str] = ()  # arguments of -o
     foreground: bool = False
     log: str | os.PathLike[str] | None = None
@@ -83,9 +83,8 @@ def default_log(place: str) -> Path:
 
 def mount(request: MountRequest) -> int:
     """Mount and serve: in the foreground until the end, else in a daemon. The exit code; FsError says why not."""
-    options = MountOptions.parse(request.options)
-    if request.policy not in POLICIES:
-        raise BadArgument(f"unknown policy {request.policy!r}; there are: {', '.join(POLICIES)}")
+    chosen = [*request.options, *([f"policy={policy.check(request.policy)}"] if request.policy else [])]
+    options = MountOptions.parse(chosen)
     place = mountpoint.prepare(request.mountpoint, nonempty=options.nonempty)
     mounting = Mounting(place, _image(request, options), options)
     if request.foreground:
@@ -139,7 +138,10 @@ class Mounting:
         volume = Volume.open(
             self.image, readonly=self.options.readonly, hostsync=self.options.hostsync, now=now(), boot_id=boot_id
         )
-        log.info("%s: %d of %d blocks are free", self.image, volume.free, volume.blocks)
+        volume.settings = self.options.settings
+        log.info("%s: %d of %d blocks are free, policy %s", self.image, volume.free, volume.blocks, volume.policy)
+        if volume.policy == "unsafe":
+            log.warning("policy unsafe: truncate frees pinned blocks; files WILL be corrupted by their holders")
         return volume
 
     def _await_release(self) -> None:
