@@ -12,6 +12,7 @@ Only the standard library is used: this package runs inside other people's proce
 
 from daxfs.abi import FOLL_GET, FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
 from daxfs.client.calls import PinError
+from daxfs.client.events import Event, EventType, Lease
 from daxfs.client.file import Extent, File, Pin, open
 from daxfs.client.memory import Window
 from daxfs.client.reports import busy, info, pins
@@ -21,8 +22,11 @@ __all__ = [
     "FOLL_LONGTERM",
     "FOLL_PIN",
     "FOLL_WRITE",
+    "Event",
+    "EventType",
     "Extent",
     "File",
+    "Lease",
     "Pin",
     "PinError",
     "Window",

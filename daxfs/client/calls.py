@@ -40,10 +40,34 @@ _PIN = {
     errno.ENOSPC: "the volume is full: a write pin of a hole needs free blocks",
     errno.EOPNOTSUPP: "this mount refuses such pins (longterm=deny)",
     errno.EROFS: "the file system is mounted read-only: a write pin is not possible",
+    errno.EAGAIN: "a layout change waits for this range: a new pin waits behind it",
+    errno.EPERM: "a long-term pin needs a layout lease on its range first (longterm=lease)",
+    errno.ENODEV: "the device is being removed: no new pins",
 }
 _UNPIN = {errno.ENOENT: "no such pin on this descriptor: it was released before"}
 _EXTENTS = {errno.EINVAL: "only regular files have extents", errno.EISDIR: "only regular files have extents"}
-_WORDS = {abi.IOC_PIN: _PIN, abi.IOC_UNPIN: _UNPIN, abi.IOC_PIN_RUNS: _UNPIN, abi.IOC_EXTENTS: _EXTENTS}
+_LEASE = {
+    errno.EINVAL: "offset and length of a lease must be whole blocks of a regular file",
+    errno.ENOENT: "no lease on this descriptor: it was released or broken before",
+}
+_ACK = {errno.ENOENT: _UNPIN[errno.ENOENT], errno.EINVAL: "nothing to acknowledge: it was not told to let go"}
+_CHANGE = {
+    errno.EAGAIN: "the range is pinned",
+    errno.EBADF: "the descriptor is not open for writing",
+    errno.ETXTBSY: "the range is pinned, and the policy is to fail",
+    errno.EDEADLK: "the pins in the way are this descriptor's own: unpin first",
+    errno.EBUSY: "the range was still pinned after the time limit of the mount (wait_s)",
+}
+_WORDS = {
+    abi.IOC_PIN: _PIN,
+    abi.IOC_UNPIN: _UNPIN,
+    abi.IOC_PIN_RUNS: _UNPIN,
+    abi.IOC_PAGES: _UNPIN,
+    abi.IOC_EXTENTS: _EXTENTS,
+    abi.IOC_LEASE: _LEASE,
+    abi.IOC_ACK: _ACK,
+    abi.IOC_CHANGE: _CHANGE,
+}
 
 
 def words_for(code: int) -> str | None:
@@ -66,6 +90,11 @@ def _call(fd: int, number: int, buffer: bytearray) -> None:
 
 def _broken(what: str) -> NoReturn:
     raise PinError(errno.EPROTO, f"the answer to {what} makes no sense: is this daemon of another version?")
+
+
+def access_mode(fd: int) -> int:
+    """How a descriptor was opened: os.O_RDONLY, O_WRONLY or O_RDWR."""
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
 
 
 def pin(fd: int, offset: int, length: int, flags: int) -> tuple[int, int, int]:
@@ -122,6 +151,49 @@ def extents(fd: int) -> list[tuple[int, int, int, bool]]:
                 _broken("EXTENTS")
             found.append((logical, physical, length, bool(unwritten)))
         key = found[-1][0] + found[-1][2]
+
+
+def page_states(fd: int, key: int, first: int) -> list[tuple[int, int, int, int]]:
+    """What the daemon counts for blocks of a pin (key: its id) or of the file (key 0), from index `first` on, as many as one
+    answer has: (index, block on the image, pins, references)."""
+    records, _, _ = _page(fd, abi.IOC_PAGES, key, first, abi.PAGE_STATE.size, "PAGES")
+    return list(abi.PAGE_STATE.iter_unpack(records))
+
+
+def lease(fd: int, offset: int, length: int, operation: int) -> None:
+    """Take or release (abi.LEASE_*) a layout lease; length 0: the whole file."""
+    try:
+        buffer = bytearray(abi.LEASE.pack(offset, length, operation, 0))
+    except struct.error:
+        raise PinError(errno.EINVAL, _LEASE[errno.EINVAL]) from None
+    _call(fd, abi.IOC_LEASE, buffer)
+
+
+def next_event(fd: int) -> tuple[int, int, int, int, int] | None:
+    """The oldest event of this description: (type, how many were lost before it, pin id, offset, length)."""
+    buffer = bytearray(abi.EVENT.size)
+    try:
+        _call(fd, abi.IOC_NEXT_EVENT, buffer)
+    except PinError as problem:
+        if problem.errno == errno.EAGAIN:
+            return None
+        raise
+    kind, lost, pin_id, offset, length = abi.EVENT.unpack(buffer)
+    return kind, lost, pin_id, offset, length
+
+
+def acknowledge(fd: int, pin_id: int) -> None:
+    """An on-demand registration has let go of its range."""
+    _call(fd, abi.IOC_ACK, bytearray(abi.ACK.pack(pin_id, 0)))
+
+
+def change(fd: int, offset: int, length: int, operation: int, *, wait: bool) -> None:
+    """Truncate or punch (abi.CHANGE_*); without `wait`: EAGAIN where it would wait."""
+    try:
+        buffer = bytearray(abi.CHANGE.pack(offset, length, operation, 0 if wait else abi.CHANGE_NOWAIT))
+    except struct.error:
+        raise PinError(errno.EINVAL, "offset and length must be from 0 to 2^64 - 1") from None
+    _call(fd, abi.IOC_CHANGE, buffer)
 
 
 def report(fd: int, which: int) -> Any:

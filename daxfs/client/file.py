@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from typing import Any, Self
 from daxfs import abi
 from daxfs.client import calls
 from daxfs.client.calls import PinError, Run
+from daxfs.client.events import Event, EventType, Lease
 from daxfs.client.memory import Window
 from daxfs.client.reports import Path, open_descriptor
 
@@ -101,6 +104,31 @@ class File:
         with self._named():
             return [Extent(*extent) for extent in calls.extents(self.fileno())]
 
+    def open_image(self, *, writable: bool) -> int:
+        """A new descriptor of the image that the file's blocks are on; the caller closes it.
+
+        PinError: EACCES (no permission for the image), ENOENT or ESTALE (it is not where the daemon says).
+        """
+        info = self.info()
+        image = str(info["image"])
+        try:
+            fd = os.open(image, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        except PermissionError:
+            raise PinError(
+                errno.EACCES,
+                "no permission for the image: mapping pinned blocks is a privilege of who may open it; "
+                "run as its owner, or ask the owner for access",
+                image,
+            ) from None
+        except OSError as problem:
+            why = f"the image cannot be opened from this process: {problem.strerror}"
+            raise PinError(problem.errno, why, image) from None
+        status = os.fstat(fd)
+        if info.get("image_id", [status.st_dev, status.st_ino]) != [status.st_dev, status.st_ino]:
+            os.close(fd)
+            raise PinError(errno.ESTALE, "another file has taken the place of the mounted image", image)
+        return fd
+
     def pin(
         self,
         offset: int = 0,
@@ -108,23 +136,35 @@ class File:
         *,
         write: bool = False,
         longterm: bool = False,
+        wait: bool = True,
         flags: int | None = None,
     ) -> Pin:
         """Pin `length` bytes at `offset`, both multiples of the block size; without a length, to the end of the file.
 
-        write: the device writes the blocks (needs "r+"; holes get blocks). longterm: FOLL_LONGTERM. flags: FOLL_* bits
-        in place of both. PinError: EINVAL (alignment, flags), EACCES (write pin, file open for reading), ENXIO (beyond
-        the end), EFAULT (read pin of a hole), ENOMEM (limit), ENOSPC (full), EOPNOTSUPP (long-term pins are denied).
+        write: the device writes the blocks (needs "r+"; holes get blocks). longterm: FOLL_LONGTERM. wait: behind a layout
+        change that waits for the range; else EAGAIN. flags: FOLL_* bits in place of all three. PinError: EINVAL (alignment,
+        flags), EACCES (write pin, file open for reading), ENXIO (beyond the end), EFAULT (read pin of a hole), ENOMEM
+        (limit), ENOSPC (full), EOPNOTSUPP (long-term pins are denied), EPERM (they need a lease).
         """
         if flags is None:
             flags = abi.FOLL_PIN | (abi.FOLL_WRITE if write else 0) | (abi.FOLL_LONGTERM if longterm else 0)
+            flags |= 0 if wait else abi.PIN_NOWAIT
+        return self._take(offset, length, flags)
+
+    def register(self, offset: int = 0, length: int | None = None, *, write: bool = False, wait: bool = True) -> Pin:
+        """Register a range on demand (ODP): no pin. Its holder gets INVALIDATE before the blocks go, must stop using them
+        and say so (`Pin.acknowledge`); one that does not is fenced. Arguments and errors as those of `pin`."""
+        flags = abi.PIN_ON_DEMAND | (abi.FOLL_WRITE if write else 0) | (0 if wait else abi.PIN_NOWAIT)
+        return self._take(offset, length, flags)
+
+    def _take(self, offset: int, length: int | None, flags: int) -> Pin:
         with self._named():
             if length is None:
                 length = -(-os.fstat(self.fileno()).st_size // self.block_size) * self.block_size - offset
                 if length <= 0:
                     raise PinError(errno.ENXIO, f"nothing to pin: the file ends at or before byte {offset}")
             pin_id, _, blocks = calls.pin(self.fileno(), offset, length, flags)
-            pin = Pin(self, pin_id, offset, length, flags, ())
+            pin = Pin(self, pin_id, offset, length, flags & ~abi.PIN_NOWAIT, ())
             try:
                 pin.runs = calls.pin_runs(self.fileno(), pin_id)
                 if sum(count for _, count in pin.runs) != blocks:
@@ -134,6 +174,46 @@ class File:
                 raise
         self._pins.append(pin)
         return pin
+
+    def lease(self, offset: int = 0, length: int = 0) -> Lease:
+        """Take a layout lease on a range of whole blocks (length 0: all of the file, as long as it gets). A context manager.
+
+        PinError: EINVAL (alignment, not a regular file).
+        """
+        with self._named():
+            calls.lease(self.fileno(), offset, length, abi.LEASE_TAKE)
+        return Lease(self, offset, length)
+
+    def poll(self, timeout_s: float | None = None) -> bool:
+        """Wait until an event is there (without a time-out: for ever). Whether there is one."""
+        poller = select.poll()
+        poller.register(self.fileno(), select.POLLPRI)
+        return any(ready & select.POLLPRI for _, ready in poller.poll(None if timeout_s is None else timeout_s * 1000))
+
+    def next_event(self, timeout_s: float | None = 0) -> Event | None:
+        """The oldest event of this description; None if none comes within `timeout_s` (None: wait for ever)."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            with self._named():
+                found = calls.next_event(self.fileno())
+            if found is not None:
+                kind, lost, pin_id, offset, length = found
+                return Event(EventType(kind), pin_id, offset, length, lost)
+            rest = None if end is None else end - time.monotonic()
+            if rest is not None and rest <= 0:
+                return None
+            self.poll(rest)  # with the description shared, somebody else may take the event: look again
+
+    def truncate(self, size: int, *, wait: bool = True) -> None:
+        """truncate(2) of this descriptor. Without `wait`: EAGAIN, and nothing has changed, where it would wait for pins.
+        PinError: EBADF, and by the policy ETXTBSY, EDEADLK (own pins), EBUSY."""
+        with self._named():
+            calls.change(self.fileno(), size, 0, abi.CHANGE_TRUNCATE, wait=wait)
+
+    def punch(self, offset: int, length: int, *, wait: bool = True) -> None:
+        """Punch a hole, as fallocate(2) does with PUNCH_HOLE and KEEP_SIZE. `wait` and errors as of `truncate`."""
+        with self._named():
+            calls.change(self.fileno(), offset, length, abi.CHANGE_PUNCH, wait=wait)
 
     def close(self) -> None:
         """Unmap and release every pin taken through this object, close the descriptor. Again: no effect."""
@@ -172,6 +252,17 @@ class Pin:
     def writable(self) -> bool:
         return bool(self.flags & abi.FOLL_WRITE)
 
+    @property
+    def on_demand(self) -> bool:
+        return bool(self.flags & abi.PIN_ON_DEMAND)
+
+    def acknowledge(self) -> None:
+        """An on-demand registration lets go, after INVALIDATE: unmap, then tell the daemon. Close it afterwards.
+        PinError: EINVAL (it was not told to), ENOENT."""
+        self.unmap()
+        with self.file._named():
+            calls.acknowledge(self.file.fileno(), self.id)
+
     def map(self) -> memoryview:
         """The pinned blocks as one memoryview of bytes, in file order; writable if the pin is. Again: the same view.
 
@@ -188,24 +279,11 @@ class Pin:
         return self._window.view
 
     def _map(self) -> Window:
-        info = self.file.info()
-        image = str(info["image"])
+        if self.flags & abi.FOLL_GET:
+            why = "a FOLL_GET reference gives no access to the data: take a FOLL_PIN"
+            raise PinError(errno.EACCES, why, self.file.path)
+        fd = self.file.open_image(writable=self.writable)
         try:
-            fd = os.open(image, (os.O_RDWR if self.writable else os.O_RDONLY) | os.O_CLOEXEC)
-        except PermissionError:
-            raise PinError(
-                errno.EACCES,
-                "no permission for the image: mapping pinned blocks is a privilege of who may open it; "
-                "run as its owner, or ask the owner for access",
-                image,
-            ) from None
-        except OSError as problem:
-            why = f"the image cannot be opened from this process: {problem.strerror}"
-            raise PinError(problem.errno, why, image) from None
-        try:
-            status = os.fstat(fd)
-            if info.get("image_id", [status.st_dev, status.st_ino]) != [status.st_dev, status.st_ino]:
-                raise PinError(errno.ESTALE, "another file has taken the place of the mounted image", image)
             return Window(fd, self.runs, self.file.block_size, writable=self.writable)
         finally:
             os.close(fd)
@@ -215,11 +293,15 @@ class Pin:
         """Where `map` put the blocks in this process: for `ctypes`, vmsplice, O_DIRECT. 0 while they are not mapped."""
         return self._window.address if self._window else 0
 
-    def detach(self) -> None:
-        """Take the mapping away and forget the pin, without telling the daemon."""
+    def unmap(self) -> None:
+        """Take the mapping away; the pin stays. Slices of the view that are still held read zeros and write nowhere."""
         if self._window is not None:
             self._window.close()
             self._window = None
+
+    def detach(self) -> None:
+        """Take the mapping away and forget the pin, without telling the daemon."""
+        self.unmap()
         self.held = False
 
     def close(self, *, dirty: bool | None = None) -> None:

@@ -1,8 +1,8 @@
 """What struct page would say: for each block of a pin or of a file its place on the image, its pins and its references.
 
 A block's references are counted as those of a folio that has a pin count of its own: one for each pin, one for each FOLL_GET
-holder, and one for the file as long as the block is the file's. So a pinned block that was truncated away has as many references as
-pins.
+holder, and one for the file as long as the block is the file's. So a pinned block that was truncated away has as many
+references as pins.
 """
 
 from __future__ import annotations

@@ -1,0 +1,71 @@
+"""What the file system tells a holder, and the lease that lets it hear.
+
+Events belong to an open file description, as pins do. An on-demand registration is told to let go (`INVALIDATE`) and must
+acknowledge; the holder of a lease or of a pin in the way is asked to (`LEASE_BREAK`); the others are facts.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from enum import IntEnum
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from daxfs import abi
+from daxfs.client import calls
+from daxfs.client.calls import PinError
+
+if TYPE_CHECKING:
+    from daxfs.client.file import File
+
+
+class EventType(IntEnum):
+    INVALIDATE = abi.EVENT_INVALIDATE  # on demand: stop using the range, then `Pin.acknowledge`
+    LEASE_BREAK = abi.EVENT_LEASE_BREAK  # somebody waits for the range: close the pin, or the lease
+    REVOKED = abi.EVENT_REVOKED  # the pin's access is gone: close it
+    DEVICE_REMOVE = abi.EVENT_DEVICE_REMOVE  # the device goes away: close everything
+    POISON = abi.EVENT_POISON  # the medium failed under the range
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`pin_id` 0: a lease. `offset`, `length`: bytes of the file. `lost`: events that were dropped before this one."""
+
+    type: EventType
+    pin_id: int
+    offset: int
+    length: int
+    lost: int = 0
+
+
+class Lease:
+    """A layout lease: its holder hears (LEASE_BREAK) before the layout of the range changes. A context manager.
+
+    It gives no right to the blocks; pin them. All leases of a description are given back together.
+    """
+
+    def __init__(self, file: File, offset: int, length: int) -> None:
+        self.file = file
+        self.offset = offset
+        self.length = length
+        self.held = True
+
+    def close(self) -> bool:
+        """Give it back. Whether it was still there: False if it was broken, or closed before."""
+        if not self.held:
+            return False
+        self.held = False
+        try:
+            calls.lease(self.file.fileno(), self.offset, self.length, abi.LEASE_RELEASE)
+        except PinError as problem:
+            if problem.errno != errno.ENOENT:
+                raise
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
