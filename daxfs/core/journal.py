@@ -29,7 +29,7 @@ class Journal:
         self._body_at = self._header_at + block_size
         self.end = (start + blocks) * block_size
         self.capacity = self.end - self._body_at - TXN_HEADER.size
-        self._sequence = 1
+        self.sequence = 1  # of the next transaction; it moves on at the commit point
 
     def format(self) -> None:
         header = JOURNAL_HEADER.pack(
@@ -53,17 +53,18 @@ class Journal:
         body = b"".join(parts)
         if len(body) > self.capacity:
             raise NoSpace(f"a transaction of {len(body)} bytes does not fit the journal of {self.capacity}")
-        header = TXN_HEADER.struct.pack(layout.TXN_MAGIC, 0, self._sequence, len(body), len(records))
+        sequence = self.sequence
+        header = TXN_HEADER.struct.pack(layout.TXN_MAGIC, 0, sequence, len(body), len(records))
         crc = crc32c(body, crc32c(header[8:], crc32c(header[:4])))
         pmem.store(self._body_at, header[:4] + crc.to_bytes(4, "little") + header[8:])
         pmem.store(self._body_at + TXN_HEADER.size, body)
         pmem.flush(self._body_at, TXN_HEADER.size + len(body))
         pmem.fence()
-        pmem.store_word(self._word_at, self._sequence)  # COMMIT
+        self.sequence += 1
+        pmem.store_word(self._word_at, sequence)  # COMMIT
         pmem.flush(self._word_at, 8)
         pmem.fence()
         self._apply(records)
-        self._sequence += 1
 
     def _apply(self, records: Sequence[tuple[int, bytes | memoryview]]) -> None:
         pmem = self._pmem
@@ -85,7 +86,7 @@ class Journal:
         word = self._pmem.load_word(self._word_at)
         txn = TXN_HEADER.struct.unpack_from(view, self._body_at)
         magic, crc, sequence, length, count = txn
-        self._sequence = max(1, (sequence if magic == layout.TXN_MAGIC else 0) % (1 << 63) + 1)
+        self.sequence = max(1, (sequence if magic == layout.TXN_MAGIC else 0) % (1 << 63) + 1)
         if word == 0:
             return []
         if magic != layout.TXN_MAGIC or sequence != word or length > self.capacity or length % 8:

@@ -71,9 +71,7 @@ class Ledger:
                 pmem.fill_zero(at + LEDGER_BLOCK.size, size - LEDGER_BLOCK.size)
                 pmem.flush(at, size)
                 pmem.fence()
-                pmem.store(at, block_header(block, boot_id, int(head["next"])))
-                pmem.flush(at, LEDGER_BLOCK.size)
-                pmem.fence()
+                volume.journal.commit([(at, block_header(block, boot_id, int(head["next"])))])
             used = {e.at for e in entries}
             self._free += [e for e in range(at + _ENTRY, at + size, _ENTRY) if e not in used]
             self.blocks.append(block)

@@ -102,6 +102,7 @@ class Pmem:
         del self.bytes
         with contextlib.suppress(BufferError):  # somebody still reads from the mapping: it goes when they do
             self._map.close()
+        fcntl.flock(self._fd, fcntl.LOCK_UN)  # a map that stays has the descriptor, and with it the lock
         os.close(self._fd)
 
 

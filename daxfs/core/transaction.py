@@ -96,14 +96,19 @@ class Transaction:
         if kind is not None:
             self._abort()
             return
+        volume = self._volume
+        sequence = volume.journal.sequence
         try:
             for inode in list(self._inodes.values()):
                 inode.store(self)
             if self._records:
-                self._volume.pmem.fence()
-                self._volume.journal.commit(self._records)
-        except BaseException:
-            self._abort()
+                volume.pmem.fence()
+                volume.journal.commit(self._records)
+        except BaseException as e:
+            if volume.journal.sequence == sequence:
+                self._abort()
+            else:  # past the commit point: the next mount completes it
+                volume.fail(f"within a commit: {e!r}")
             raise
         self._finish()
 

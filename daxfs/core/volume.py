@@ -244,6 +244,7 @@ class Volume:
 
     def drop(self, inode: Inode) -> None:
         """Out of the cache; what still has the object sees it dead or loads it anew."""
+        inode.directory = None  # a cycle, which only the garbage collector would find
         if self._inodes.get(inode.ino) is inode:
             del self._inodes[inode.ino]
 

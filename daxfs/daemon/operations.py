@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -55,7 +56,7 @@ class _Guarded(type):
 
     def __new__(cls, name: str, bases: tuple[type, ...], members: dict[str, Any]) -> _Guarded:
         for key, member in members.items():
-            if not key.startswith("_") and hasattr(member, "__code__") and member.__code__.co_flags & 0x80:
+            if not key.startswith("_") and inspect.iscoroutinefunction(member):
                 members[key] = _guarded(member)
         return super().__new__(cls, name, bases, members)
 

@@ -8,6 +8,7 @@ a watchdog, so that a test fails instead of hanging: the kernel answers ENOTCONN
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -96,8 +97,13 @@ class Mounted:
 
     def kill(self) -> None:
         """SIGKILL to the daemon. The dead mount stays: the next `mount` has to clear it."""
+        daemon = os.pidfd_open(self.pid)
+        waiter = select.poll()
+        waiter.register(daemon, select.POLLIN)
         os.kill(self.pid, signal.SIGKILL)
-        eventually("the killed daemon is gone", lambda: not alive(self.pid))
+        gone = waiter.poll(10_000)  # all its threads, and with them the lock on the image
+        os.close(daemon)
+        assert gone, f"daemon {self.pid} is killed but does not end"
         self.pid = 0
 
     def fsck(self) -> None:

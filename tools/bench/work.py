@@ -78,7 +78,7 @@ def fio(mount: Path, row: FioRow, scale: Scale) -> tuple[float, dict[str, float]
     """One run: the row's number and the latencies in microseconds."""
     file = mount / ("new" if row.fresh else DATA)
     size = scale.data_bytes if row.unit == "MiB/s" or not row.fresh else scale.data_bytes >> 3
-    command = ["fio", "--name=bench", f"--filename={file}", f"--size={size}", "--direct=1", "--fallocate=none"]
+    command = ["fio", "--name=bench", f"--filename={file}", f"--size={size}", "--direct=1", "--fallocate=none", "--thread"]
     command += ["--invalidate=0", "--norandommap", "--output-format=json", *row.options]
     if not row.fresh:
         command += ["--time_based", f"--runtime={scale.seconds * 1000:.0f}ms", f"--ramp_time={scale.seconds * 100:.0f}ms"]
