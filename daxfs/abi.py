@@ -56,7 +56,7 @@ EXTENT = struct.Struct("<QQQII")  # logical, physical, count, unwritten, zero
 IOC_EXTENTS = _iowr(4, PAGE_BYTES)
 
 # PAGES: what struct page would say of each block. key = pin id, first = index of the first block of the pin wanted; or key 0,
-# first = first logical block of the file wanted, holes are left out. Records of PAGE_STATE; total: blocks of the pin, 0 for a file.
+# first = first logical block of the file wanted, holes are left out. Records of PAGE_STATE; total: blocks of the pin, or 0.
 # pins: FOLL_PIN holders of the block; references: those, FOLL_GET holders, and 1 for the file if it (still) has the block.
 PAGE_STATE = struct.Struct("<QQII")  # index (in the pin, or logical block of the file), physical, pins, references
 IOC_PAGES = _iowr(12, PAGE_BYTES)
@@ -66,7 +66,7 @@ LEASE = struct.Struct("<QQII")  # offset, length, op, zero
 IOC_LEASE = _iowr(6, LEASE.size)
 LEASE_TAKE, LEASE_RELEASE = 1, 2
 
-# NEXT_EVENT: out: the oldest event of this description. Errors: EAGAIN (there is none; poll(2) says POLLIN when there is).
+# NEXT_EVENT: out: the oldest event of this description. Errors: EAGAIN (there is none; poll(2) says POLLPRI when there is).
 EVENT = struct.Struct("<IIQQQ")  # type, lost (events dropped before this one), pin id (0: a lease), offset, length
 IOC_NEXT_EVENT = _iowr(7, EVENT.size)
 EVENT_INVALIDATE = 1  # on demand: stop using the range, then ACK

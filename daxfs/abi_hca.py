@@ -1,9 +1,9 @@
 """The calls of the simulated RDMA adapter (HCA): what goes in and out of `abi.IOC_HCA`. Client and daemon share this module.
 
-A context belongs to an open file description of a directory of the mount (its root, usually): `OPEN` makes it, the last close
-ends it and all that was made through it. Every call but `REG_MR` goes through that descriptor. `REG_MR` goes through the
-descriptor of a file, names a pin of that descriptor, and the context by the secret that `OPEN` returned: whoever has both
-descriptors may join them. From then on the pin is the region's.
+A context belongs to an open file description of a directory of the mount (its root, usually): `OPEN` makes it, the last
+close ends it and all that was made through it. Every call but `REG_MR` goes through that descriptor. `REG_MR` goes through
+the descriptor of a file, names a pin of that descriptor, and the context by the secret that `OPEN` returned: whoever has
+both descriptors may join them. From then on the pin is the region's.
 
 Each call is one IOC_HCA of PAGE_BYTES in both directions: a HEAD, then what the table says. Structures are little-endian,
 without padding. Numbers of operations, states, flags and statuses are those of <infiniband/verbs.h>.
@@ -43,7 +43,7 @@ class Op(IntEnum):
 
 HANDLE = Struct("<II")  # handle, zero
 COUNT = Struct("<II")  # count, errno of the first that was not taken (0: all were)
-DEVICE = Struct("<QIIIIIIIIQ")  # secret, block size, max: PD, MR, CQ, QP, WR of a queue, SGE of a WR, CQE; bytes of a message
+DEVICE = Struct("<QIIIIIIIIQ")  # secret, block size, most: PD, MR, CQ, QP, WR in a queue, SGE in a WR, CQE; bytes
 REG_MR = Struct("<QIIQQQQ")  # secret, pd, access, pin id, first byte (from the pin's), length, iova
 MR = Struct("<IIII")  # handle, lkey, rkey, zero
 ACCESS = Struct("<IIQ")  # mr, length, offset (bytes from the region's first)

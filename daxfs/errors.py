@@ -43,6 +43,18 @@ class NoSuchAddress(FsError):
     errno = _errno.ENXIO
 
 
+class Poisoned(FsError):
+    """Blocks of the medium that have failed."""
+
+    errno = _errno.EIO
+
+
+class NoDevice(FsError):
+    """The device is being removed, or gone."""
+
+    errno = _errno.ENODEV
+
+
 class BadDescriptor(FsError):
     errno = _errno.EBADF
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from daxfs import abi
 from daxfs.client import calls
@@ -159,19 +159,28 @@ class File:
 
     def _take(self, offset: int, length: int | None, flags: int) -> Pin:
         with self._named():
-            if length is None:
-                length = -(-os.fstat(self.fileno()).st_size // self.block_size) * self.block_size - offset
-                if length <= 0:
-                    raise PinError(errno.ENXIO, f"nothing to pin: the file ends at or before byte {offset}")
+            length = self._length(offset, length)
             pin_id, _, blocks = calls.pin(self.fileno(), offset, length, flags)
-            pin = Pin(self, pin_id, offset, length, flags & ~abi.PIN_NOWAIT, ())
-            try:
-                pin.runs = calls.pin_runs(self.fileno(), pin_id)
-                if sum(count for _, count in pin.runs) != blocks:
-                    raise PinError(errno.EPROTO, f"pin {pin_id} has {blocks} blocks, its runs have other ones")
-            except BaseException:
-                calls.unpin(self.fileno(), pin_id, dirty=False)
-                raise
+            return self._granted(pin_id, offset, length, flags, blocks)
+
+    def _length(self, offset: int, length: int | None) -> int:
+        """The length of a range; None: to the end of the file."""
+        if length is None:
+            length = -(-os.fstat(self.fileno()).st_size // self.block_size) * self.block_size - offset
+            if length <= 0:
+                raise PinError(errno.ENXIO, f"nothing to pin: the file ends at or before byte {offset}")
+        return length
+
+    def _granted(self, pin_id: int, offset: int, length: int, flags: int, blocks: int) -> Pin:
+        """The object for a pin that the daemon has granted."""
+        pin = Pin(self, pin_id, offset, length, flags & ~abi.PIN_NOWAIT, ())
+        try:
+            pin.runs = calls.pin_runs(self.fileno(), pin_id)
+            if sum(count for _, count in pin.runs) != blocks:
+                raise PinError(errno.EPROTO, f"pin {pin_id} has {blocks} blocks, its runs have other ones")
+        except BaseException:
+            calls.unpin(self.fileno(), pin_id, dirty=False)
+            raise
         self._pins.append(pin)
         return pin
 
@@ -235,6 +244,10 @@ class File:
         self.close()
 
 
+class User(Protocol):
+    def close(self) -> None: ...
+
+
 class Pin:
     """A held pin: `id`, `offset` and `length` (bytes), `flags` (FOLL_*), `runs` of (start block, count)."""
 
@@ -247,6 +260,7 @@ class Pin:
         self.runs = runs
         self.held = True
         self._window: Window | None = None
+        self._users: list[User] = []
 
     @property
     def writable(self) -> bool:
@@ -293,8 +307,17 @@ class Pin:
         """Where `map` put the blocks in this process: for `ctypes`, vmsplice, O_DIRECT. 0 while they are not mapped."""
         return self._window.address if self._window else 0
 
+    def join(self, user: User) -> None:
+        """Somebody uses the mapping beyond a call (see `daxfs.client.kernel`) and is closed before it goes."""
+        self._users.append(user)
+
+    def leave(self, user: User) -> None:
+        self._users.remove(user)
+
     def unmap(self) -> None:
         """Take the mapping away; the pin stays. Slices of the view that are still held read zeros and write nowhere."""
+        while self._users:
+            self._users[-1].close()
         if self._window is not None:
             self._window.close()
             self._window = None

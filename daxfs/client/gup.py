@@ -1,7 +1,7 @@
 """get_user_pages and pin_user_pages for files of a daxfs mount: the kernel's names, flags, rules and errnos (mm/gup.c).
 
-This module has one address space, as a process has. `mmap` puts a file range into it and returns a `Vma`; addresses in it are
-names for pages, not memory: the data is reached through a pinned page (`kmap_local_page`, `vmap`), which maps the block itself.
+This module has one address space, as a process has. `mmap` puts a file range into it and returns a `Vma`; its addresses are
+names for pages, not memory: the data is reached through pinned pages (`kmap_local_page`, `vmap`), which maps the blocks.
 
     with daxfs.open("/mnt/x/film", "r+") as file, gup.mmap(file, 1 << 20) as vma:
         pages: list[gup.Page] = []
@@ -44,6 +44,49 @@ from daxfs.client.calls import PinError
 from daxfs.client.file import File
 from daxfs.client.memory import Window
 
+__all__ = [
+    "FOLL_ANON",
+    "FOLL_DUMP",
+    "FOLL_FAST_ONLY",
+    "FOLL_FORCE",
+    "FOLL_GET",
+    "FOLL_HONOR_NUMA_FAULT",
+    "FOLL_HWPOISON",
+    "FOLL_INTERRUPTIBLE",
+    "FOLL_LONGTERM",
+    "FOLL_MADV_POPULATE",
+    "FOLL_NOFAULT",
+    "FOLL_NOWAIT",
+    "FOLL_PCI_P2PDMA",
+    "FOLL_PIN",
+    "FOLL_REMOTE",
+    "FOLL_SPLIT_PMD",
+    "FOLL_TOUCH",
+    "FOLL_TRIED",
+    "FOLL_UNLOCKABLE",
+    "FOLL_WRITE",
+    "PROT_READ",
+    "PROT_WRITE",
+    "TASK_SIZE",
+    "Page",
+    "PinError",
+    "Vma",
+    "get_user_pages",
+    "get_user_pages_fast",
+    "kmap_local_page",
+    "mmap",
+    "munmap",
+    "page_maybe_dma_pinned",
+    "page_ref_count",
+    "pin_user_pages",
+    "pin_user_pages_fast",
+    "put_page",
+    "unpin_user_page",
+    "unpin_user_pages",
+    "unpin_user_pages_dirty_lock",
+    "vmap",
+]
+
 PROT_READ, PROT_WRITE = _mmap.PROT_READ, _mmap.PROT_WRITE
 
 # include/linux/mm_types.h
@@ -74,6 +117,7 @@ _FAST_FLAGS: Final = (
 )  # fmt: skip
 _KNOWN_FLAGS: Final = (1 << 13) - 1 | INTERNAL_GUP_FLAGS
 
+_EHWPOISON: Final = 133  # Python has no name for it
 TASK_SIZE: Final = 0x7FFF_FFFF_F000
 _FIRST: Final = 0x1000_0000_0000  # where the address space begins to be used
 _UNSIGNED_LONG: Final = 1 << 64
@@ -132,7 +176,7 @@ def mmap(file: File, length: int, prot: int = PROT_READ | PROT_WRITE, offset: in
         raise PinError(errno.EINVAL, f"a mapping has a length and begins at a multiple of {size}", file.path)
     access = calls.access_mode(file.fileno())
     if access == os.O_WRONLY or (prot & PROT_WRITE and access != os.O_RDWR):
-        raise PinError(errno.EACCES, "a shared writable mapping needs a file that is open for reading and writing", file.path)
+        raise PinError(errno.EACCES, "a shared mapping needs a file open for reading, or both", file.path)
     return _mm.insert(file, length + -length % size, offset, prot)
 
 
@@ -226,8 +270,8 @@ def get_user_pages_fast(start: int, nr_pages: int, gup_flags: int, pages: Pages 
 
 
 def pin_user_pages_fast(start: int, nr_pages: int, gup_flags: int, pages: Pages | None) -> int:
-    """As `pin_user_pages`; `start` is rounded down to a page. PinError besides: EINVAL (a flag that the fast variant does not
-    take), EOVERFLOW (the range does not fit in an unsigned long), EFAULT (it is not below TASK_SIZE)."""
+    """As `pin_user_pages`; `start` is rounded down to a page. PinError besides: EINVAL (a flag that the fast variant does
+    not take), EOVERFLOW (the range does not fit in an unsigned long), EFAULT (it is not below TASK_SIZE)."""
     return _get_pages_fast(start, nr_pages, _is_valid_gup_args(gup_flags, pages, FOLL_PIN), pages)
 
 
@@ -290,7 +334,7 @@ def _fault_in(file: File, index: int, flags: int) -> Page:
     except PinError as problem:
         code = problem.errno
         if code == errno.EIO:
-            code = errno.EHWPOISON if flags & FOLL_HWPOISON else errno.EFAULT
+            code = _EHWPOISON if flags & FOLL_HWPOISON else errno.EFAULT
         elif code in (errno.ENXIO, errno.ENOSPC, errno.EROFS):  # VM_FAULT_SIGBUS
             code = errno.EFAULT
         raise PinError(code, problem.strerror, problem.filename) from problem
@@ -320,7 +364,7 @@ def unpin_user_pages(pages: Sequence[Page], npages: int) -> None:
 
 
 def unpin_user_pages_dirty_lock(pages: Sequence[Page], npages: int, make_dirty: bool) -> None:
-    """Give them back, and mark them dirty first if the device wrote: the file's times move (if it is still the file's page)."""
+    """Give them back, and mark them dirty first if the device wrote: the file was modified, its times move."""
     if not 0 <= npages <= len(pages):
         raise PinError(errno.EINVAL, f"npages is {npages}, there are {len(pages)} pages")
     for page in pages[:npages]:
@@ -354,7 +398,7 @@ def page_maybe_dma_pinned(page: Page) -> bool:
 def vmap(pages: Sequence[Page]) -> Iterator[memoryview]:
     """Pinned pages of one file as contiguous memory: the blocks themselves. Writable if all were pinned with FOLL_WRITE.
 
-    PinError: EINVAL (no pages, or of several files), EACCES (a FOLL_GET page; no permission for the image), ENOENT (released).
+    PinError: EINVAL (no pages, or of several files), EACCES (a FOLL_GET page, no permission for the image), ENOENT.
     """
     if not pages or any(page.file is not pages[0].file for page in pages):
         raise PinError(errno.EINVAL, "vmap wants pages, all of the same file")

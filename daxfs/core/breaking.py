@@ -87,7 +87,7 @@ def outcome_of(volume: Volume, inode: Inode, operation: Operation) -> Outcome:
 
 def clear_way(volume: Volume, inode: Inode, operation: Operation, first: int, count: int, breaker: Breaker) -> Outcome:
     """May whole blocks [first, first + count) be taken from the file now? See the module. The outcome that applies."""
-    if not (volume.pins.counts.pinned or volume.pins.of_file(inode.ino)):
+    if not (volume.pins.counts.pinned or volume.pins.of_file(inode.ino) or volume.leases.of_file(inode.ino)):
         return Outcome.DETACH
     outcome = outcome_of(volume, inode, operation)
     if outcome is Outcome.IGNORE or not count:
@@ -111,7 +111,13 @@ def _invalidate(volume: Volume, holders: list[Pin], wanted: Wanted, breaker: Bre
     for pin in holders:
         if not pin.told:
             pin.told = True
-            volume.tell(pin, abi.EVENT_INVALIDATE)
+            if pin.notifier is not None:
+                pin.notifier(pin)
+            else:
+                volume.tell(pin, abi.EVENT_INVALIDATE)
+    holders = [pin for pin in holders if pin.state is State.HELD]
+    if not holders:
+        return
     if breaker.nowait:
         raise TryAgain("an on-demand holder has to let go first")
     if "invalidate" not in breaker.overdue:

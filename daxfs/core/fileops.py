@@ -43,6 +43,7 @@ def read(vol: Volume, inode: Inode, offset: int, length: int) -> bytes:
         start = max(logical * size, offset)
         end = min((logical + n) * size, offset + length)
         at = physical * size + start - logical * size
+        vol.poison.refuse(at, end - start)
         out[start - offset : end - offset] = view[at : at + end - start]
     return bytes(out)
 
@@ -63,6 +64,7 @@ def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memory
     count = -(-end // size) - first
     privileged = attributes.has_privileges(vol, inode, kill_priv)
     if end <= inode.size and not privileged and inode.map.written(first, count):
+        _clear_poison(vol, inode, offset, end)
         _store(vol, inode, offset, data)
         vol.pmem.fence()
         inode.touch_in_place(mtime=now, ctime=now)
@@ -72,6 +74,7 @@ def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memory
         data, gaps = _fit(vol, offset, data, gaps)
         end = offset + len(data)
         count = -(-end // size) - first
+        _clear_poison(vol, inode, offset, end)
         _zero_old_tail(vol, inode, end)
         _fill_edges(vol, inode, offset, end)
         _allocate(vol, txn, inode, gaps, unwritten=True)
@@ -84,6 +87,22 @@ def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memory
             attributes.drop_privileges(vol, txn, inode, kill_priv)
         txn.dirty(inode)
     return len(data)
+
+
+def _clear_poison(vol: Volume, inode: Inode, offset: int, end: int) -> None:
+    """A write is about to store a range: poisoned blocks of which nothing old will be left are sound. Poisoned if some would."""
+    if not vol.poison:
+        return
+    size = vol.block_size
+    first, last = offset // size, -(-end // size)
+    whole, renewed = range(-(-offset // size), end // size), []
+    for logical, physical, n, unwritten in inode.map.overlaps(first, last - first):
+        if not unwritten:
+            kept = [block for block in {logical, logical + n - 1} if block not in whole]
+            vol.poison.refuse_runs((physical + block - logical, 1) for block in kept)
+        renewed.append((physical, n))
+    if vol.poison.overwritten(renewed):
+        inode.set_hot()
 
 
 def _fit(vol: Volume, offset: int, data: memoryview, gaps: list[tuple[int, int]]
@@ -145,6 +164,7 @@ def _zero(vol: Volume, inode: Inode, start: int, end: int, *, unwritten: bool = 
             continue
         lo, hi = max(logical * size, start), min((logical + n) * size, end)
         at = physical * size + lo - logical * size
+        vol.poison.refuse(at, hi - lo)
         pmem.fill_zero(at, hi - lo)
         pmem.flush(at, hi - lo)
 
@@ -209,6 +229,7 @@ def _zero_by_record(vol: Volume, txn: Transaction, inode: Inode, start: int, end
     found = inode.map.find(start // size)
     if found and not found[3] and start < end:
         at = (found[1] - found[0]) * size + start
+        vol.poison.refuse(at, end - start)
         txn.write(at, bytes(end - start))
 
 
@@ -280,6 +301,7 @@ def _preallocate(vol: Volume, txn: Transaction, inode: Inode, start: int, end: i
 
 
 def _zero_run(vol: Volume, inode: Inode, logical: int, physical: int, count: int) -> None:
+    vol.poison.overwritten([(physical, count)])
     idle, pinned = vol.pins.counts.split([(physical, count)])
     for start, n in idle:
         inode.map.convert(logical + start - physical, n, True)
@@ -297,6 +319,7 @@ def materialise(vol: Volume, now: int, inode: Inode, first: int, count: int) -> 
         _allocate(vol, txn, inode, gaps, unwritten=True)
         for _, physical, n, unwritten in inode.map.overlaps(first, count):
             if unwritten:
+                vol.poison.overwritten([(physical, n)])
                 vol.pmem.fill_zero(physical * vol.block_size, n * vol.block_size)
                 vol.pmem.flush(physical * vol.block_size, n * vol.block_size)
         inode.map.convert(first, count, False)

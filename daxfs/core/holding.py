@@ -13,7 +13,7 @@ from __future__ import annotations
 from daxfs import abi
 from daxfs.core import fileops
 from daxfs.core.alloc import Run
-from daxfs.core.breaking import ALL, check_hold
+from daxfs.core.breaking import ALL, check_hold, revoke
 from daxfs.core.inode import Inode
 from daxfs.core.pins import PINS_PER_OWNER_MAX, Holder, Pin, State
 from daxfs.core.volume import Volume
@@ -22,6 +22,7 @@ from daxfs.errors import (
     BadAddress,
     BadArgument,
     IsDirectory,
+    NoDevice,
     NoEntry,
     NoMemory,
     NoSuchAddress,
@@ -50,6 +51,8 @@ def pin(vol: Volume, now: int, inode: Inode, offset: int, length: int, flags: in
         raise NoSuchAddress("the range goes beyond the end of file")
     first, count = offset // size, length // size
     _check_longterm(vol, inode, first, count, flags, owner)
+    if vol.leaving:  # the live reference of the 2021 thread
+        raise NoDevice("the device is being removed: no new pins")
     _check_limits(vol, owner, holder, count)
     check_hold(vol, inode.ino, first, count, owner, holder, nowait=bool(flags & abi.PIN_NOWAIT))
     if write and not vol.readonly:
@@ -59,6 +62,7 @@ def pin(vol: Volume, now: int, inode: Inode, offset: int, length: int, flags: in
     elif not inode.map.written(first, count):
         raise BadAddress("the range has a hole, and a read pin cannot fill it")
     runs = _joined([(physical, n) for _, physical, n, _ in inode.map.overlaps(first, count)])
+    vol.poison.refuse_runs(runs)
     flags &= ~abi.PIN_NOWAIT
     on_demand = bool(flags & abi.PIN_ON_DEMAND)
     taken = Pin(vol.pins.next_id(), owner, inode, inode.ino, offset, length, flags, runs, holder, now, on_demand)
@@ -154,6 +158,18 @@ def release_owner(vol: Volume, inode: Inode, owner: int) -> int:
         vol.pins.generation += 1
     vol.events.drop(owner)
     return len(pins)
+
+
+def revoke_access(vol: Volume, taken: Pin) -> None:
+    """Take a holder's access away, and tell it. Its blocks stay with it till its owner ends or it unpins: a raw mapping may
+    still reach them. So an on-demand registration, which kept nothing so far, is fenced."""
+    if taken.state is not State.HELD:
+        return
+    if taken.on_demand:
+        vol.pins.fence(taken)
+        vol.tell(taken, abi.EVENT_REVOKED)
+    else:
+        revoke(vol, [taken])
 
 
 def release_survivor(vol: Volume, survivor: Pin) -> None:

@@ -308,7 +308,8 @@ class Inode:
     def set_hot(self) -> None:
         """Say what the native session may do by itself with this file."""
         hot = self._map.hot = 0  # also if the map turns out to be damaged
-        if self.opens and self.is_file and not self._volume.failed:
+        usable = not (self._volume.failed or self._volume.closed or self._volume.poison.holds(self))
+        if usable and self.opens and self.is_file:
             self.map  # noqa: B018 - the native session needs it loaded
             hot = HOT_READ
             privileged = self.mode & (stat.S_ISUID | stat.S_ISGID) or self.xattr_block or self.xattr_inline

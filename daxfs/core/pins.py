@@ -19,7 +19,7 @@ Not here: which blocks a range has and whether it may be pinned (`pin`, in holdi
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -69,8 +69,11 @@ class Pin:
     taken: int
     on_demand: bool = False  # revocable: no pin, told before its blocks go
     state: State = State.HELD
+    label: str = ""  # the holder's own name for it
     told: bool = False  # of the break that is under way
     entries: list[int] = field(default_factory=list, repr=False)  # of the ledger
+    notifier: Callable[[Pin], None] | None = field(default=None, repr=False)
+    """On demand, of a holder within the daemon (the simulated HCA): called in place of an event, acknowledges at once."""
 
     @property
     def counted(self) -> bool:
@@ -104,6 +107,18 @@ class PinTable:
         return iter(list(self._pins.values()))
 
     @property
+    def owners(self) -> int:
+        """How many open file descriptions have pins."""
+        return len(self._owners)
+
+    def owner_list(self) -> list[int]:
+        return list(self._owners)
+
+    def all(self) -> Iterable[Pin]:
+        """All pins, oldest first, not to be kept: the table must not change meanwhile."""
+        return self._pins.values()
+
+    @property
     def blocks(self) -> int:
         """Blocks with at least one pin."""
         count: int = self.counts.pinned
@@ -124,6 +139,10 @@ class PinTable:
         self._charge(pin, pin.blocks)
         if pin.owner is not None:
             self._owners.setdefault(pin.owner, {})[pin.id] = pin
+
+    def has(self, pin: Pin) -> bool:
+        """Whether it has not been released."""
+        return pin.id in self._pins
 
     def of_owner(self, owner: int) -> list[Pin]:
         return list(self._owners.get(owner, {}).values())

@@ -35,7 +35,9 @@ class Pmem:
         try:
             if lock:
                 _lock_image(self._fd, self.path, readonly)
-            self.size = os.fstat(self._fd).st_size & ~7
+            status = os.fstat(self._fd)
+            self.file_id = status.st_dev, status.st_ino  # the file may have another name by now, or none
+            self.size = status.st_size & ~7
             if self.size < mmap.PAGESIZE:
                 hint = "name another file" if self.size else f"make one with: daxfs mkfs {self.path}"
                 raise ImageError(f"{self.path} is {'too small' if self.size else 'empty, too small'} for an image; {hint}")
@@ -49,12 +51,6 @@ class Pmem:
         self.words = self.view.cast("Q")
         self.bytes = np.frombuffer(self._map, dtype=np.uint8)
         self.address = int(self.bytes.ctypes.data)
-
-    @property
-    def file_id(self) -> tuple[int, int]:
-        """Device and inode of the image file, which may have another name by now, or none."""
-        status = os.fstat(self._fd)
-        return status.st_dev, status.st_ino
 
     def load(self, at: int, n: int) -> bytes:
         return bytes(self.view[at : at + n])

@@ -121,7 +121,7 @@ class Transaction:
                 volume.release(self._freed)
             if self._freed_unsafe:
                 volume.unsafe = True
-                volume.alloc.give(self._freed_unsafe)
+                volume.give(self._freed_unsafe)
             volume.free_inodes.extend(self._inode_numbers)
         except BaseException as e:
             volume.fail(f"after a commit: {e!r}")

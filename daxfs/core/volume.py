@@ -3,7 +3,7 @@
 Life: open (superblock, journal replay, inode directory, scan or snapshot, ledger) -> armed (a crash from here on counts
 as a dirty shutdown) -> changed by transactions, one at a time -> closed cleanly (snapshot of free space, disarmed).
 
-Invariant (I1): a block is in exactly one of {metadata, owned by one file, busy, free}. `check()` proves it against media.
+Invariant (I1): a block is in exactly one of {metadata, owned by one file, busy, free, retired}. `check()` proves it against media.
 A volume that met an unexpected error (`fail`) refuses all further changes; what is on media stays readable.
 
 Not here: the verbs (namespace.py, fileops.py, attributes.py), pins' verbs (holding.py), waiting and callers (the daemon).
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,7 @@ from daxfs.core.leases import Lease, Leases
 from daxfs.core.ledger import Entry, Ledger
 from daxfs.core.pins import Holder, Pin, PinTable
 from daxfs.core.pmem import Pmem
+from daxfs.core.poison import Poison, outside
 from daxfs.core.policy import Operation, Outcome, Settings
 from daxfs.core.runs import RunSet
 from daxfs.core.transaction import Transaction
@@ -61,6 +63,10 @@ class Volume:
         self.ledger = Ledger(self)
         self.pins = PinTable(self.blocks)
         self.busy_list = BusyList()
+        self.poison = Poison(self.block_size)
+        self.leaving = False  # the device is being removed: no new pins
+        self.closed = False
+        self.last_shutdown = ""  # how the mount before this one ended
         self.settings = Settings()
         self.events = EventQueues()
         self.leases = Leases(self._tell_lease)
@@ -90,6 +96,7 @@ class Volume:
 
     def _recover(self, now: int, boot_id: bytes) -> None:
         armed = self.sb["state"] == layout.STATE_MOUNTED
+        self.last_shutdown = _last_shutdown(armed, self.sb["boot_id"] == boot_id)
         self.journal.replay()
         self._load_chunks()
         entries = self.ledger.load(boot_id)
@@ -149,25 +156,35 @@ class Volume:
             raise Corrupt("inode directory: it is empty")
 
     def close(self, now: int) -> None:
-        """Unmount cleanly. After a failure the volume stays armed, so that the next mount scans it."""
+        """Unmount cleanly. After a failure the volume stays armed, so that the next mount scans it. Again: no effect."""
+        if self.closed:
+            return
         if not (self.readonly or self.failed):
             for inode in list(self._inodes.values()):
                 if inode.nlink == 0 and not inode.dead:
                     self.end_inode(inode, now)
             while self.free_unpinned(now, 1 << 20):
                 pass
+            self.alloc.give(self.poison.retired.runs())  # poison ends with the mount
             snapshot.store(self)
             self.sb["state"] = layout.STATE_CLEAN
             superblock.store(self.pmem, self.sb)
             self.pmem.fence()
+        self.closed = True
+        self.set_hot()
         self.pmem.close()
 
     def fail(self, why: str) -> None:
         """Refuse all changes from now on."""
         if not self.failed:
             self.failed = why
-            for inode in self._inodes.values():
-                inode.set_hot()
+            self.set_hot()
+
+    def set_hot(self, numbers: Iterable[int] | None = None) -> None:
+        """Say anew what the native session may do with files, all or those of these numbers, as far as they are in memory."""
+        for ino in list(self._inodes if numbers is None else numbers):
+            if ino in self._inodes:
+                self._inodes[ino].set_hot()
 
     def transaction(self, now: int) -> Transaction:
         return Transaction(self, now)
@@ -241,6 +258,10 @@ class Volume:
         self.chunks.append(block)
         first = index * CHUNK_INODES
         self.free_inodes += range(first + CHUNK_INODES - 1, max(first, ROOT_INO + 1) - 1, -1)
+
+    def in_memory(self) -> list[Inode]:
+        """The inodes that somebody refers to, or did a moment ago."""
+        return list(self._inodes.values())
 
     def drop(self, inode: Inode) -> None:
         """Out of the cache; what still has the object sees it dead or loads it anew."""
@@ -319,7 +340,7 @@ class Volume:
             for start, count in pin.runs:
                 rest = [(start, count)]
                 for other in (self.busy_list.extents, found):
-                    rest = [piece for run in rest for piece in _outside(other, run)]
+                    rest = [piece for run in rest for piece in outside(other, run)]
                 for piece in rest:
                     found.add(*piece)
         runs: list[Run] = found.runs()
@@ -328,12 +349,16 @@ class Volume:
     def release(self, runs: list[Run]) -> None:
         """Blocks that no file owns any more: idle ones are free, pinned ones busy."""
         idle, pinned = self.pins.counts.split(runs)
-        self.alloc.give(idle)
+        self.give(idle)
         self.busy_list.insert(pinned)
+
+    def give(self, runs: list[Run]) -> None:
+        """Blocks that are nobody's: free, but for poisoned ones, which are retired."""
+        self.alloc.give(self.poison.retire(runs))
 
     def free_unpinned(self, now: int, limit: int) -> bool:
         """Delayed free: give back at most `limit` busy runs whose last pin went. Whether there are more."""
-        self.alloc.give(self.busy_list.clear(limit))
+        self.give(self.busy_list.clear(limit))
         return len(self.busy_list.due) > 0
 
     # -- proof --
@@ -343,6 +368,7 @@ class Volume:
         self.alloc.check(self.blocks)
         self.busy_list.check()
         self.pins.check()
+        self.poison.check()
         for inode in self._inodes.values():
             inode.map.check()
             if inode.directory is not None:
@@ -351,16 +377,25 @@ class Volume:
         starts, counts = found.gaps(self.blocks)
         unowned = RunSet()
         unowned.load(np.ascontiguousarray(starts, np.uint64), np.ascontiguousarray(counts, np.uint64))
-        for what, runs in (("free", self.alloc.free.runs()), ("busy", self.busy_list.extents.runs())):
-            for start, count in runs:
+        nobodys = {"free": self.alloc.free, "busy": self.busy_list.extents, "retired": self.poison.retired}
+        for what, runs in nobodys.items():
+            for start, count in runs.runs():
                 if unowned.remove(start, count) != [(start, count)]:
                     raise ValueError(f"{what} run {start}+{count} has another owner")
-                if what == "free" and not self.unsafe and self.pins.counts.any(start, count):
-                    raise ValueError(f"free run {start}+{count} is pinned")
+                if what != "busy" and not self.unsafe and self.pins.counts.any(start, count):
+                    raise ValueError(f"{what} run {start}+{count} is pinned")
         if unowned.blocks:
             raise ValueError(f"{unowned.blocks} blocks have no owner: {unowned.runs(0, 4)}")
         if sorted(found.free_inodes) != sorted(self.free_inodes):
             raise ValueError("the list of free inodes is not what media say")
+
+
+def _last_shutdown(armed: bool, same_boot: bool) -> str:
+    if not armed:
+        return "clean"
+    if same_boot:
+        return "dirty: the daemon ended without closing the image (killed, crashed, or after a failure of the volume)"
+    return "dirty: the host went down, or the image was copied, while it was mounted"
 
 
 class _NumberBack:
@@ -371,16 +406,3 @@ class _NumberBack:
 
     def revert(self) -> None:
         self._volume.free_inodes.append(self._ino)
-
-
-def _outside(runs: RunSet, run: Run) -> list[Run]:
-    """What of a run is not in the set."""
-    out = []
-    at, end = run[0], run[0] + run[1]
-    for start, count in runs.within(*run):
-        if start > at:
-            out.append((at, start - at))
-        at = start + count
-    if at < end:
-        out.append((at, end - at))
-    return out

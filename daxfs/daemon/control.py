@@ -18,13 +18,12 @@ from typing import Any
 from daxfs import __version__, abi
 from daxfs.core import attributes, fileops, holding
 from daxfs.core.breaking import Breaker
-from daxfs.core.pins import Holder, Pin
 from daxfs.daemon import holders, protocol, session
+from daxfs.daemon.admin import Admin
 from daxfs.daemon.service import OpenFile, Service, now
 from daxfs.daemon.session import Request
 from daxfs.errors import BadArgument, BadDescriptor, FsError, TryAgain
 
-_FLAG_NAMES = {getattr(abi, name): name for name in ("FOLL_PIN", "FOLL_GET", "FOLL_WRITE", "FOLL_LONGTERM")}
 _ROOM = abi.PAGE_BYTES - abi.PAGE.size  # bytes of records in a page
 
 
@@ -195,54 +194,6 @@ class Control:
             "version": __version__,
             "requests": session.counters(),
         }
-
-    def pins(self) -> list[dict[str, Any]]:
-        at, known = now(), dict[tuple[int | None, int], Holder]()
-        return [self._describe(pin, self._holder(pin, known), at) for pin in self._volume.pins]
-
-    def _describe(self, pin: Pin, holder: Holder, at: int) -> dict[str, Any]:
-        return {
-            "id": pin.id,
-            "pid": holder.pid,
-            "comm": holder.comm,
-            "ino": pin.ino,
-            "path": self.service.path(pin.inode) if pin.inode else f"(inode {pin.ino})",
-            "offset": pin.offset,
-            "length": pin.length,
-            "flags": "|".join(name for flag, name in _FLAG_NAMES.items() if pin.flags & flag),
-            "age_s": round(max(0, at - pin.taken) / 1e9, 3),
-            "runs": [list(run) for run in pin.runs],
-        }
-
-    def _holder(self, pin: Pin, known: dict[tuple[int | None, int], Holder]) -> Holder:
-        key = pin.owner, pin.holder.pid
-        if key not in known:
-            device = "" if pin.owner is None else self.service.device
-            known[key] = holders.today(pin.holder, pin.ino, device)
-        return known[key]
-
-    def busy(self) -> list[dict[str, Any]]:
-        """Busy extents, each with the pins that keep it; neighbours with other pins are extents of their own."""
-        edges = sorted(
-            edge
-            for pin in self._volume.pins
-            for start, count in pin.runs
-            for edge in ((start, True, pin.id), (start + count, False, pin.id))
-        )
-        found: list[dict[str, Any]] = []
-        over: set[int] = set()
-        passed = 0
-        for at, count in self._volume.busy_runs():
-            end = at + count
-            while at < end:
-                while passed < len(edges) and edges[passed][0] <= at:
-                    _, begins, pin_id = edges[passed]
-                    over.add(pin_id) if begins else over.discard(pin_id)
-                    passed += 1
-                stop = min(end, edges[passed][0]) if passed < len(edges) else end
-                found.append({"start": at, "count": stop - at, "pins": sorted(over)})
-                at = stop
-        return found
 
 
 def _page(key: int, first: int, count: int, total: int, records: bytes) -> bytes:

@@ -1,16 +1,48 @@
-"""Processes as /proc shows them: who takes a pin, whether it still lives, who has its open file today.
+"""Processes as /proc shows them: who takes a pin, whether it still lives, and who has its open file description today.
 
-A pin outlives the process that took it when the open file description was inherited or passed on (fork, SCM_RIGHTS).
-Only texts of /proc are read, never a path on the mount: that would ask this daemon, which is busy asking.
+A description is shared by fork and SCM_RIGHTS, so the process that took a pin need not be the one that keeps it. The kernel
+names no description in /proc; kcmp(2) tells whether two descriptors are the same one, and `of_descriptions` sorts out which
+one is whose by who opened it and who pinned through it. Where a process has several descriptions of one file with the same
+mode they cannot be told apart: then all of their processes are named.
+
+Only texts of /proc are read, never a path on the mount: that would ask this daemon, which is busy asking. A description
+that only a mapping, a queued message or the kernel keeps has no descriptor; then whoever took the pin is named while it lives.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
 
 from daxfs.core.ledger import process_started
 from daxfs.core.pins import Holder
 from daxfs.daemon import mountpoint
+
+_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "s390x": 343, "ppc64le": 354}.get(platform.machine(), -1)
+_KCMP_FILE = 0
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(slots=True)
+class Description:
+    """One that the kernel has open: its handle, inode, access mode (O_ACCMODE), and processes that are known to have had it."""
+
+    fh: int
+    ino: int
+    mode: int
+    known: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Descriptor:
+    pid: int
+    fd: int
+    mode: int
 
 
 def of(task: int, path: str = "") -> Holder:
@@ -25,27 +57,91 @@ def alive(holder: Holder) -> bool:
     return bool(stat) and not zombie and holder.started in (0, process_started(stat))
 
 
-def today(taker: Holder, ino: int, device: str) -> Holder:
-    """Who holds a pin now: its taker, as long as it has the inode open on the mount of this device (`major:minor`), else
-    another process that has, since somebody must. The taker as it was, if none can be seen."""
-    if device and not (alive(taker) and _has_open(taker.pid, ino, device)):
-        for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
-            if _has_open(pid, ino, device):
-                return of(pid)
-    return of(taker.pid) if alive(taker) else taker
+def of_descriptions(wanted: Iterable[Description], device: str, mount_id: str) -> dict[int, list[Holder]]:
+    """The processes that have each description (by handle) of files on the mount of this device (`major:minor`) and id."""
+    files: dict[int, list[Description]] = {}
+    for one in wanted:
+        files.setdefault(one.ino, []).append(one)
+    found: dict[int, list[_Descriptor]] = {}
+    for ino, descriptor in _descriptors(files.keys(), device, mount_id) if files else []:
+        found.setdefault(ino, []).append(descriptor)
+    processes: dict[int, Holder] = {}
+    answer: dict[int, list[Holder]] = {}
+    for ino, descriptions in files.items():
+        for fh, pids in _assign(descriptions, _groups(found.get(ino, []))).items():
+            for pid in pids - processes.keys():
+                processes[pid] = of(pid)
+            answer[fh] = [processes[pid] for pid in sorted(pids)]
+    return answer
 
 
-def _has_open(pid: int, ino: int, device: str) -> bool:
-    mount_ids = {mounted.id for mounted in mountpoint.table(pid) if mounted.device == device}
-    try:
-        descriptors = os.listdir(f"/proc/{pid}/fdinfo") if mount_ids else []
-    except OSError:
-        return False
-    for fd in descriptors:
-        facts = dict(line.partition(":\t")[::2] for line in _read(pid, f"fdinfo/{fd}").splitlines())
-        if facts.get("ino") == str(ino) and facts.get("mnt_id") in mount_ids:
-            return True
-    return False
+def _descriptors(inos: Iterable[int], device: str, mount_id: str) -> Iterator[tuple[int, _Descriptor]]:
+    """All descriptors of all processes that lead to these inodes of the mount."""
+    texts = {str(ino): ino for ino in inos}
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
+        try:
+            names = os.listdir(f"/proc/{pid}/fdinfo")
+        except OSError:
+            continue  # it has ended, or is none of our business
+        mounts: set[str] | None = None
+        for fd in names:
+            facts = dict(line.partition(":\t")[::2] for line in _read(pid, f"fdinfo/{fd}").splitlines())
+            ino = texts.get(facts.get("ino", ""))
+            if ino is None:
+                continue
+            if mounts is None:
+                mounts = {mount_id} | {mounted.id for mounted in mountpoint.table(pid) if mounted.device == device}
+            if facts.get("mnt_id") in mounts:
+                yield ino, _Descriptor(pid, int(fd), int(facts.get("flags", "0"), 8) & os.O_ACCMODE)
+
+
+def _groups(descriptors: list[_Descriptor]) -> list[list[_Descriptor]]:
+    """Descriptors of one inode, by description. kcmp(2) orders them, so this is a sort."""
+    if len(descriptors) < 2:
+        return [descriptors] if descriptors else []
+    ordered = sorted(descriptors, key=functools.cmp_to_key(_compare))
+    return [[one for _, one in group] for _, group in groupby(enumerate(ordered), _Steps(ordered))]
+
+
+class _Steps:
+    """A key that changes where one description ends and the next begins."""
+
+    def __init__(self, ordered: list[_Descriptor]) -> None:
+        self._ordered = ordered
+        self._steps = 0
+
+    def __call__(self, item: tuple[int, _Descriptor]) -> int:
+        at, descriptor = item
+        if at and _compare(self._ordered[at - 1], descriptor):
+            self._steps += 1
+        return self._steps
+
+
+def _compare(one: _Descriptor, other: _Descriptor) -> int:
+    """-1, 0 (the same description), 1. Without kcmp all descriptors of a process count as one."""
+    order = _libc.syscall(_KCMP, one.pid, other.pid, _KCMP_FILE, ctypes.c_ulong(one.fd), ctypes.c_ulong(other.fd))
+    if order in (0, 1, 2):
+        return (0, -1, 1)[order]
+    return (one.pid > other.pid) - (one.pid < other.pid)
+
+
+def _assign(descriptions: list[Description], groups: list[list[_Descriptor]]) -> dict[int, set[int]]:
+    """Which processes have which description: first by the processes that are known to have had it, then by what is left."""
+    answer: dict[int, set[int]] = {}
+    claimed: set[int] = set()
+    for one in descriptions:
+        mine = [n for n, group in enumerate(groups) if _fits(one, group) and any(d.pid in one.known for d in group)]
+        claimed.update(mine)
+        answer[one.fh] = {d.pid for n in mine for d in groups[n]}
+    for one in descriptions:
+        if not answer[one.fh]:
+            left = [group for n, group in enumerate(groups) if n not in claimed and _fits(one, group)]
+            answer[one.fh] = {d.pid for group in left for d in group}
+    return answer
+
+
+def _fits(one: Description, group: list[_Descriptor]) -> bool:
+    return group[0].mode == one.mode
 
 
 def _read(pid: int, what: str) -> str:

@@ -5,8 +5,8 @@ Addresses (iova) are made at registration; a transfer turns them into bytes of t
 through the file's map: after a truncate the device goes on in the blocks that it has pinned.
 
 Rules
-- Key, protection domain, access, bounds and the state of the pin are looked at for every piece that is moved (`Table.reach`). A
-  pin that was revoked, fenced, or given back lets nothing through, so nobody ever reaches the next owner's bytes.
+- Key, protection domain, access, bounds and the state of the pin are looked at for every piece that is moved
+  (`Table.check`). A pin that was revoked, fenced or given back lets nothing through: nobody reaches the next owner's bytes.
 - On demand: when the file system takes the blocks it calls `_let_go`, at once and without waiting, as Linux calls an MMU
   notifier. The next transfer faults the range in again from the file as it is then, or is refused if it is not there.
   LayoutBusy passes through: a layout change is under way, and the fault has to come again.
@@ -31,10 +31,11 @@ from daxfs.daemon.service import OpenFile, Service, now
 from daxfs.errors import BadArgument, Busy, FsError, LayoutBusy, NoEntry
 
 Piece = tuple[int, int]  # byte address on the image, bytes
+_WRITES = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_ATOMIC
 
 
 class Refused(Exception):
-    """A transfer that a key does not allow; `faulty`: the key is right, but the range is not there any more."""
+    """A transfer that a key does not allow."""
 
 
 @dataclass(eq=False, slots=True)
@@ -138,7 +139,6 @@ class Table:
         """The descriptor that the pins came through is gone, and they with it: their regions stay, dead."""
         for region in self._files.get(fh, set()):
             self._give_back(region)
-            region.access = Access(0)
 
     def _give_back(self, region: Region) -> None:
         pin, region.pin = region.pin, None
@@ -157,23 +157,37 @@ class Table:
 
     # -- transfers --
 
-    def reach(self, domain: object, key: int, address: int, length: int, need: Access) -> list[Piece]:
-        """Where the bytes of an address range are on the image, now. Refused, LayoutBusy."""
+    def check(self, domain: object, key: int, address: int, length: int, need: Access) -> tuple[Region, int]:
+        """The region of a key and the offset in its file, if all of an address range may be reached now. Refused,
+        LayoutBusy."""
         region = self._keys.get(key)
         if region is None or region.domain is not domain:
             raise Refused("no such key in this protection domain")
-        if need & ~region.access or not region.access:
+        if need & ~region.access:
             raise Refused("the region does not allow this")
-        return self.inside(region, address - region.iova, length)
+        return region, self._settled(region, address - region.iova, length, need)
 
-    def inside(self, region: Region, offset: int, length: int) -> list[Piece]:
-        """The same by offset within a region."""
+    def reach(self, domain: object, key: int, address: int, length: int, need: Access) -> list[Piece]:
+        """Where the bytes of an address range are on the image now. Refused, LayoutBusy."""
+        region, offset = self.check(domain, key, address, length, need)
+        return list(region.pieces(offset, length, self._volume.block_size))
+
+    def inside(self, region: Region, offset: int, length: int, need: Access) -> list[Piece]:
+        """The same for the region's owner, by offset within it."""
+        if need & ~region.access:
+            raise Refused("the region does not allow this")
+        return list(region.pieces(self._settled(region, offset, length, need), length, self._volume.block_size))
+
+    def _settled(self, region: Region, offset: int, length: int, need: Access) -> int:
+        """The offset in the file, of a range that is within bounds and has blocks that are held."""
         if offset < 0 or offset + length > region.length:
             raise Refused("out of the region's bounds")
+        if need & _WRITES and self._volume.failed:
+            raise Refused("the volume refuses changes")
         offset += region.offset
         if not self._stands(region, offset, length):
             self._fault(region, offset, length)
-        return list(region.pieces(offset, length, self._volume.block_size))
+        return offset
 
     def _stands(self, region: Region, offset: int, length: int) -> bool:
         """Whether the pin below is in force, and covers the range."""

@@ -193,7 +193,7 @@ class Mounting:
             pyfuse3.terminate()
             return
         assert mounted is not None
-        service.device = mounted.device
+        service.device, service.mount_id = mounted.device, mounted.id
         ready()
 
     async def _obey_signals(self, nursery: trio.Nursery) -> None:

@@ -37,6 +37,18 @@ def now() -> int:
     return time.time_ns()
 
 
+class Turns:
+    """For long work of a task: it stops now and then, so that requests get their turn."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    async def pause(self) -> None:
+        if time.monotonic() - self._since > WORK_S:
+            await trio.lowlevel.checkpoint()
+            self._since = time.monotonic()
+
+
 @dataclass(eq=False, slots=True)
 class OpenFile:
     """An open file description of the kernel."""
@@ -44,6 +56,7 @@ class OpenFile:
     inode: Inode
     flags: int  # of open(2)
     fh: int = 0
+    task: int = 0  # the thread that opened it
     report: bytes = b""  # text of the report that is being read through it
 
     @property
@@ -55,11 +68,13 @@ class Service:
     def __init__(self, volume: Volume, mountpoint: str) -> None:
         self.volume = volume
         self.mountpoint = mountpoint
-        self.device = ""  # major:minor of the mount, once it is served
+        self.device = self.mount_id = ""  # major:minor of the mount and its number, once it is served
+        self.gone = False  # the device was removed: see removal.py
+        self.opened: dict[int, dict[int, OpenFile]] = {}  # regular files by inode and handle
         self.unpinned = trio.Event()  # the delayed free has work
         self.waiting = Waiting(volume, self.start)
         self.pollers: dict[int, set[int]] = {}  # handle -> what the kernel wants to hear when an event comes
-        volume.events.on_event = self._wake_poller
+        volume.events.on_event = self.wake_pollers
         self._nursery: trio.Nursery
         self._names: dict[int, tuple[int, bytes]] = {}  # inode -> (parent, name), as last heard
         volume.root.nlookup = 1  # the mount's own, never forgotten
@@ -114,9 +129,9 @@ class Service:
 
     # -- open files --
 
-    def open(self, inode: Inode, flags: int) -> int:
-        """A handle for the kernel."""
-        file = OpenFile(inode, flags)
+    def open(self, inode: Inode, flags: int, task: int = 0) -> int:
+        """A handle for the kernel. `task`: the thread that opens."""
+        file = OpenFile(inode, flags, task=task)
         inode.opens += 1
         try:
             if inode.is_file:
@@ -127,6 +142,7 @@ class Service:
                     writable=file.writable,
                     keep=file,
                 )
+                self.opened.setdefault(inode.ino, {})[file.fh] = file
             else:
                 file.fh = session.attach(keep=file)
         except BaseException:
@@ -147,6 +163,10 @@ class Service:
         file = self.file(fh)
         session.detach(fh)
         self.pollers.pop(fh, None)
+        if same := self.opened.get(file.inode.ino):
+            same.pop(fh, None)
+            if not same:
+                del self.opened[file.inode.ino]
         holding.release_owner(self.volume, file.inode, fh)
         self.moved(file.inode.ino)
         file.inode.opens -= 1
@@ -174,7 +194,7 @@ class Service:
         self.stale(inode)
         self.start(trio.to_thread.run_sync, session.inval_inode, inode.ino)
 
-    def _wake_poller(self, fh: int) -> None:
+    def wake_pollers(self, fh: int) -> None:
         for kh in self.pollers.pop(fh, ()):
             session.notify_poll(kh)
 

@@ -30,15 +30,18 @@ async def reap_worker(service: Service) -> None:
     if left:
         log.info("%d pins of an earlier daemon are kept until their holders are gone", len(left))
     while left := volume.pins.survivors():
-        gone = await trio.to_thread.run_sync(_gone, left, volume.pmem.file_id, volume.block_size)
-        for pin in gone:
+        ended = await trio.to_thread.run_sync(gone, left, volume.pmem.file_id, volume.block_size)
+        if service.gone:
+            return
+        for pin in filter(volume.pins.has, ended):
             log.info("pin %d of process %d is released: its holder is gone", pin.id, pin.holder.pid)
             holding.release_survivor(volume, pin)
             service.moved(pin.ino)
         await trio.sleep(LOOK_S)
 
 
-def _gone(pins: Iterable[Pin], image: tuple[int, int], block_size: int) -> list[Pin]:
+def gone(pins: Iterable[Pin], image: tuple[int, int], block_size: int) -> list[Pin]:
+    """Those of the pins whose holders have ended. It reads /proc: for a thread."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
     mapped: list[tuple[int, int]] = []
     open_files: set[int] = set()

@@ -105,8 +105,8 @@ class Waiting:
         left = max(0.0, end - time.monotonic())
         with trio.move_on_after(left) as limit:
             await lot.park()
-        if not lot:
-            self._lots.pop(busy.ino, None)
+        if not lot and self._lots.get(busy.ino) is lot:  # another one may have begun a new lot meanwhile
+            del self._lots[busy.ino]
         return not limit.cancelled_caught
 
     def _limit(self, kind: str) -> float:

@@ -16,7 +16,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-RETURNED, OS_ERROR, RAISED = "returned", "os error", "raised"
+from daxfs.lab.processes import OS_ERROR, RAISED, RETURNED
 
 
 class Interrupted(Exception):

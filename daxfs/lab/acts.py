@@ -12,7 +12,6 @@ import fcntl
 import os
 import signal
 import socket
-import struct
 import time
 from typing import NamedTuple
 
@@ -335,23 +334,45 @@ def copy_range(source: str, target: str, offset: int, target_offset: int, length
 
 
 def take_space(path: str, length_max: int) -> int:
-    """Preallocate a file over all free space, at most `length_max` bytes; how many there are."""
+    """Preallocate a new file over all free space, at most `length_max` bytes; how many there are. In one call if possible:
+    the allocator goes round once, in order."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        have, step = 0, 1 << (length_max.bit_length() - 1)
-        while step >= 4096:
+        found = os.fstatvfs(fd)
+        length = min(length_max, found.f_bavail * found.f_frsize)
+        while length > 0:
             try:
-                if have + step <= length_max:
-                    fallocate_open(fd, 0, have, step)
-                    have += step
-                    continue
+                fallocate_open(fd, 0, 0, length)
+                break
             except OSError as problem:
                 if problem.errno != errno.ENOSPC:
                     raise
-            step //= 2
-        return have
+                length -= found.f_frsize  # it needs blocks for its own extents
+        return length
     finally:
         os.close(fd)
+
+
+def take_rest(path: str, other: str, blocks: int) -> None:
+    """The last free blocks are kept for metadata. Give some of a full file back and take as many for another one, block by
+    block: the allocator goes on where it was, so those that were left come first."""
+    size = os.statvfs(path).f_frsize
+    punch(path, 0, blocks * size)
+    fd = os.open(other, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        for n in range(blocks):
+            fallocate_open(fd, 0, n * size, size)
+    except OSError as problem:
+        if problem.errno != errno.ENOSPC:
+            raise
+    finally:
+        os.close(fd)
+
+
+def overwrite(path: str, pattern: bytes) -> None:
+    """Write a pattern (a block) over all of a file."""
+    size = os.stat(path).st_size
+    write(path, 0, (pattern * (size // len(pattern) + 1))[:size])
 
 
 def fill(path: str, pattern: bytes, length_max: int) -> int:
@@ -372,13 +393,12 @@ def fill(path: str, pattern: bytes, length_max: int) -> int:
 
 
 def foreign(path: str, pattern: bytes) -> tuple[int, bytes] | None:
-    """Where a file that was filled with a pattern has something else, and what; None if nowhere."""
+    """The first block of a file full of a pattern that has something else: its offset, and its first bytes."""
     with open(path, "rb") as file:
         at = 0
         while data := file.read(len(pattern)):
             if data != pattern[: len(data)]:
-                first = next(n for n, byte in enumerate(data) if byte != pattern[n])
-                return at + first, data[first : first + 16]
+                return at, data[:32]
             at += len(data)
     return None
 
@@ -394,5 +414,3 @@ def statfs(path: str) -> tuple[int, int]:
     found = os.statvfs(path)
     return found.f_blocks, found.f_bfree
 
-
-RECORD = struct.Struct("<QQ")  # for stories that write numbers

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from daxfs import abi
 from daxfs.lab import acts
-from daxfs.lab.processes import eventually
-from daxfs.lab.scenario import BLOCK, EVERY, Held, Lab, Range, Scenario, register
+from daxfs.lab.processes import Unseen, eventually
+from daxfs.lab.scenario import BLOCK, EVERY, Held, Lab, Range, Scenario, Taken, register
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class Call:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     after: Callable[[bytes], bytes]
-    ends: bool = False  # the name A is gone afterwards
 
 
 def truncate(size: float) -> Call:
@@ -106,12 +105,6 @@ def breaks(busy: int) -> dict[str, Sees]:
     }
 
 
-def ends(busy: int) -> dict[str, Sees]:
-    """The table for the last link of a file: no policy waits or fails there."""
-    at_once = dict.fromkeys(EVERY, Sees(How.AT_ONCE, busy))
-    return {**at_once, "revoke": Sees(How.REVOKES, busy), "unsafe": Sees(How.CORRUPTS)}
-
-
 def at_once() -> dict[str, Sees]:
     """No pinned block is taken away: no policy has a say."""
     return dict.fromkeys(EVERY, Sees(How.AT_ONCE))
@@ -135,13 +128,12 @@ def _play(lab: Lab, pins: Sequence[Range], call: Call, sees: Sees) -> None:
     held = [lab.holder(path).pin(*pinned) for pinned in pins]
     changed = _meet(lab, path, call, sees, held)
     new = call.after(old) if changed else old
-    if not (changed and call.ends):
-        lab.bytes_equal(lab.read(path), new, "A after the call")
+    lab.bytes_equal(lab.read(path), new, "A after the call")
     still = [pin for pin in held if not pin.released]
     if sees.how is How.CORRUPTS:
         _given_away(lab, still)
     else:
-        _kept(lab, path, old, new, still, call)
+        _kept(lab, path, old, new, still)
         lab.equal(lab.busy(), sees.busy, "busy blocks while the pins are held")
         lab.not_reused(*still)
     for pin in still:
@@ -171,42 +163,41 @@ def _meet(lab: Lab, path: str, call: Call, sees: Sees, held: list[Held]) -> bool
     return True
 
 
-def _kept(lab: Lab, path: str, old: bytes, new: bytes, held: list[Held], call: Call) -> None:
+def _kept(lab: Lab, path: str, old: bytes, new: bytes, held: list[Held]) -> None:
     """The holders' bytes: a block that was taken away has the old ones, one that the file still has is the file's. Then the
-    device writes, and only the file's own blocks may show it."""
-    mine = lab.blocks(path) if lab.exists(path) else set()
-    content = bytearray(new)
+    devices write, and only the file's own blocks may show it."""
+    mine = lab.blocks(path)
+    file = bytearray(new)
+    block_has: dict[int, bytes] = {}
     for n, pin in enumerate(held):
-        blocks = [block for start, count in pin.runs for block in range(start, start + count)]
-        view = pin.view()
-        mark = f"<DMA of {'PQRSTU'[n]}>".encode()
-        for index, block in enumerate(blocks):
-            at, piece = (pin.first + index) * BLOCK, slice(index * BLOCK, index * BLOCK + BLOCK)
-            wanted = (new[at : at + BLOCK].ljust(BLOCK, b"\0")) if block in mine else old[at : at + BLOCK]
-            lab.bytes_equal(view[piece], wanted, f"block {pin.first + index} as its holder sees it")
+        view, mark = pin.view(), f"<DMA of {'PQRSTU'[n]}>".encode()
+        for index, block in enumerate(pin.in_order):
+            at = (pin.first + index) * BLOCK
+            before = bytes((file if block in mine else old)[at : at + BLOCK]).ljust(BLOCK, b"\0")
+            wanted = block_has.get(block, before)
+            lab.bytes_equal(view[index * BLOCK :][:BLOCK], wanted, f"block {pin.first + index} as its holder sees it")
             pin.dma(mark, index * BLOCK)
+            block_has[block] = mark + wanted[len(mark) :]
             if block in mine:
-                content[at : at + len(mark)] = mark
-            old = old[:at] + mark + old[at + len(mark) :]  # a second holder of the block sees the first one's mark
-            new = bytes(content[: len(new)])
-    if lab.exists(path) and not call.ends:
-        lab.bytes_equal(lab.read(path), bytes(content[: len(new)]), "A after the device has written")
+                file[at : at + len(mark)] = mark
+    lab.bytes_equal(lab.read(path), bytes(file[: len(new)]), "A after the devices have written")
 
 
 def _given_away(lab: Lab, held: list[Held]) -> None:
     """Policy `unsafe`: the blocks are somebody's at once, and the device writes into his file."""
     eventually("the blocks are freed", lambda: lab.busy() <= 0)
-    other, full_of = lab.fill("B")
-    lost = lab.blocks(other) & set().union(*(pin.blocks for pin in held))
-    lab.see(lost, "under `unsafe` no pinned block was given away: the demonstration shows nothing")
+    taken = lab.take_all(*held, write=True)
+    lab.see(taken.lost, "under `unsafe` no pinned block was given away: the demonstration shows nothing")
     for pin in held:
         for index in range(pin.count):
             pin.dma(b"<DMA of P>", index * BLOCK)
-    found = lab.clerk.do(acts.foreign, other, full_of)
-    lab.see(found, "the device wrote into a block of another file, but the file does not show it")
-    if found:
-        lab.say(f"corrupted: byte {found[0]} of B is {found[1]!r}")
+    show_corruption(lab, taken)
 
 
-def ending(call: Call) -> Call:
-    return replace(call, ends=True)
+def show_corruption(lab: Lab, taken: Taken) -> None:
+    """The file that was written full of a pattern has something else in it."""
+    found = lab.clerk.do(acts.foreign, taken.path, taken.full_of)
+    if found is None:
+        raise Unseen("the device wrote into a block of another file, but the file does not show it")
+    lab.say(f"file B was written full of {taken.full_of[:11]!r}; at byte {found[0]} it now has {found[1]!r}")
+

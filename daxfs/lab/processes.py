@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 import daxfs
-from daxfs.lab import actor
 
 CALL_S = 10.0  # what a call may take that has nothing to wait for
+RETURNED, OS_ERROR, RAISED = "returned", "os error", "raised"  # what comes back on a channel
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,9 +70,9 @@ class Pending(Generic[T]):
             kind, value, text = self._process.channel.recv()
         except (EOFError, OSError):
             raise Died(f"process {self._process.pid} died in {self.what}") from None
-        if kind == actor.OS_ERROR:
+        if kind == OS_ERROR:
             raise OSError(value, text)
-        if kind == actor.RAISED:
+        if kind == RAISED:
             raise RuntimeError(f"{self.what}: {text}")
         answer: T = value
         return answer

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 from daxfs import abi, client
 from daxfs.core.policy import POLICIES
@@ -31,6 +31,8 @@ EVERY = tuple(POLICIES)
 SAFE = tuple(name for name in POLICIES if name != "unsafe")
 STILL_S = 0.08  # how long a call must not return to count as waiting
 SPACE_MAX = 1 << 30  # bytes that a scenario takes on somebody's mount
+
+REST = 320  # blocks, more than the allocator keeps for metadata
 
 Range = tuple[int, int]
 
@@ -107,9 +109,13 @@ class Held:
         self.released = False
 
     @property
+    def in_order(self) -> list[int]:
+        """The blocks on the image, in file order."""
+        return [block for start, count in self.runs for block in range(start, start + count)]
+
+    @property
     def blocks(self) -> set[int]:
-        """Of the image."""
-        return {block for start, count in self.runs for block in range(start, start + count)}
+        return set(self.in_order)
 
     def view(self) -> bytes:
         """What the holder sees in its blocks."""
@@ -158,6 +164,14 @@ class Holder:
         found = self.process.do(acts.next_event, self.file)
         if found is not None:
             raise Unseen(f"process {self.process.pid} got {found}")
+
+
+class Taken(NamedTuple):
+    """A file that has taken free space, what it is full of, and which blocks it has that a pin covers."""
+
+    path: str
+    full_of: bytes
+    lost: set[int]
 
 
 class Lab:
@@ -235,16 +249,35 @@ class Lab:
         """The blocks of a file on the image."""
         return {block for start, count in self.clerk.do(acts.blocks_of, path) for block in range(start, start + count)}
 
-    def take_space(self, name: str = "space") -> str:
-        """Preallocate all free blocks to a file."""
-        self.clerk.do(acts.take_space, self.path(name), self._space())
+    def take_all(self, *pins: Held, write: bool = False) -> Taken:
+        """Somebody takes every free block: does he get some that these pins cover? `write`: he fills his file with a pattern."""
+        wanted = set().union(*(pin.blocks for pin in pins))
+        file, rest = self.path("B"), self.path("B-rest")
+        block = (b"<new owner>" * BLOCK)[:BLOCK]
+        self.clerk.do(acts.take_space, file, self._space())
+        lost = self.blocks(file) & wanted
+        if not lost:
+            self.clerk.do(acts.take_rest, file, rest, REST)
+            lost = self.blocks(rest) & wanted
+        if write:
+            self.clerk.start(acts.overwrite, rest if lost and self.exists(rest) else file, block).result(60)
+        return Taken(rest if lost and self.exists(rest) else file, block, lost)
+
+    def not_reused(self, *pins: Held) -> None:
+        """Whoever takes all free space gets none of these blocks."""
+        self.equal(self.take_all(*pins).lost, set(), "pinned blocks that were given away")
+        for name in ("B", "B-rest"):
+            self.clerk.do(os.unlink, self.path(name))
+
+    def fill(self, name: str = "B", word: bytes = b"<new owner>") -> str:
+        """write(2) a file until ENOSPC; its path."""
+        block = (word * BLOCK)[:BLOCK]
+        self.clerk.start(acts.fill, self.path(name), block, self._space()).result(60)
         return self.path(name)
 
-    def fill(self, name: str = "B", word: bytes = b"<new owner>") -> tuple[str, bytes]:
-        """Write all free blocks into a file; its path and the pattern that it is full of."""
-        block = (word * (BLOCK // len(word) + 1))[:BLOCK]
-        self.clerk.start(acts.fill, self.path(name), block, self._space()).result(60)
-        return self.path(name), block
+    def can_fill(self) -> bool:
+        """Whether `fill` takes all space there is."""
+        return self._space() == int(self.info()["free"]) * BLOCK
 
     def _space(self) -> int:
         free = int(self.info()["free"]) * BLOCK
@@ -325,12 +358,6 @@ class Lab:
                 raise Unseen(f"{_name(problem.errno)} instead of {_name(code)}: {problem}") from None
             return
         raise Unseen(f"no error, where {_name(code)} was expected")
-
-    def not_reused(self, *pins: Held) -> None:
-        """Whoever takes all free space gets none of these blocks."""
-        space = self.take_space()
-        self.equal(self.blocks(space) & set().union(*(pin.blocks for pin in pins)), set(), "pinned blocks given away")
-        self.clerk.do(os.unlink, space)
 
     def needs(self, condition: object, why: str) -> None:
         """NotApplicable, if the condition does not hold."""

@@ -1,0 +1,160 @@
+"""Running scenarios: which ones, under which policies, where; and the matrix of what came of it.
+
+Without a mount, each policy (with the mount options that a scenario asks for) gets a temporary one, which its scenarios
+share; one that goes wrong is thrown away, and the next scenario gets a fresh one.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from daxfs.errors import BadArgument, NoEntry
+from daxfs.lab import place as places
+from daxfs.lab.place import Place
+from daxfs.lab.processes import Died, Unseen, Zygote
+from daxfs.lab.scenario import EVERY, SCENARIOS, Lab, NotApplicable, Scenario
+
+PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "n/a"
+CATALOGUE = ("truncate", "waiting", "punch", "names")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell of the matrix. `errno`: the name of the errno that the scenario's call gave, "" for none; `reason`: of any
+    outcome but pass; `log`: what the scenario has to show."""
+
+    name: str
+    policy: str
+    outcome: str
+    errno: str
+    seconds: float
+    reason: str
+    log: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load(files: Iterable[Path] = ()) -> dict[str, Scenario]:
+    """All scenarios by name: the catalogue's, and those of a person's files. BadArgument for a file that does not load."""
+    for module in CATALOGUE:
+        importlib.import_module(f"daxfs.lab.catalogue.{module}")
+    for file in files:
+        if not file.is_file():
+            raise NoEntry(f"no scenario file {file}")
+        sys.path.insert(0, str(file.resolve().parent))
+        try:
+            importlib.import_module(file.stem)
+        except Exception as problem:
+            raise BadArgument(f"{file} cannot be loaded: {type(problem).__name__}: {problem}") from problem
+    return SCENARIOS
+
+
+def select(scenarios: dict[str, Scenario], names: Sequence[str]) -> list[Scenario]:
+    """By name; BadArgument for one that does not exist."""
+    for name in names:
+        if name not in scenarios:
+            near = [known for known in scenarios if name in known or known in name]
+            raise BadArgument(f"no scenario {name!r}" + (f"; is it {', '.join(near[:5])}?" if near else "; see: daxfs scenario list"))
+    return [scenarios[name] for name in names]
+
+
+def run(
+    scenarios: Sequence[Scenario], policies: Sequence[str] = EVERY, *, mount: str | None = None, paths: Sequence[str] = (),
+    heard: Callable[[Result], None] = lambda result: None,
+) -> Iterator[Result]:  # fmt: skip
+    """Run them all, policy by policy. `paths`: where a person's scenario files are."""
+    with Zygote(paths) as zygote, ExitStack() as stack:
+        rooms = Rooms(stack, mount)
+        for policy in policies:
+            for scenario in sorted(scenarios, key=lambda s: (s.own_mount, sorted(s.options.items()))):
+                result = run_one(scenario, policy, rooms, zygote)
+                heard(result)
+                yield result
+
+
+class Rooms:
+    """The mount that scenarios share, until one needs another."""
+
+    def __init__(self, stack: ExitStack, mount: str | None = None) -> None:
+        self._stack = stack
+        self._mounted: ExitStack | None = None
+        self._key: tuple[str, dict[str, str]] | None = None
+        self._place: Place | None = places.existing(mount) if mount else None
+        self._somebodys = mount is not None
+        stack.callback(self.throw_away)
+
+    def place(self, scenario: Scenario, policy: str) -> Place:
+        """Where it runs. NotApplicable on somebody's mount that does not have what it needs."""
+        if self._somebodys:
+            assert self._place is not None
+            if scenario.own_mount:
+                raise NotApplicable("it takes the mount down: run it without --mount")
+            missing = {k: v for k, v in scenario.options.items() if self._place.settings.get(k) != v}
+            if missing:
+                raise NotApplicable("it needs a mount with -o " + ",".join(f"{k}={v}" for k, v in missing.items()))
+            return self._place
+        key = policy, dict(scenario.options)
+        if self._place is None or self._key != key or scenario.own_mount:
+            self.close()
+            self._mounted = ExitStack()
+            self._place = self._mounted.enter_context(places.temporary(policy, scenario.options))
+            self._key = key
+        return self._place
+
+    def close(self) -> None:
+        """Take the shared mount down. Unseen if it ends badly."""
+        mounted, self._mounted = self._mounted, None
+        if not self._somebodys:
+            self._place = None
+        if mounted:
+            mounted.close()
+
+    def throw_away(self) -> None:
+        """Take it down whatever state it is in."""
+        try:
+            self.close()
+        except Exception as problem:
+            print(f"daxfs: the mount of the lab: {problem}", file=sys.stderr)
+
+
+def run_one(scenario: Scenario, policy: str, rooms: Rooms, zygote: Zygote) -> Result:
+    """One cell."""
+    started = time.monotonic()
+    lab: Lab | None = None
+
+    def result(outcome: str, reason: str = "") -> Result:
+        code = errno.errorcode.get(lab.errno, str(lab.errno)) if lab and lab.errno else ""
+        seconds = round(time.monotonic() - started, 3)
+        return Result(scenario.name, policy, outcome, code, seconds, reason, tuple(lab.log) if lab else ())
+
+    if policy not in scenario.sees:
+        return result(NOT_APPLICABLE, f"it says nothing about policy {policy}")
+    try:
+        place = rooms.place(scenario, policy)
+        started = time.monotonic()
+        lab = Lab(place, policy, zygote, scenario.name)
+        scenario.play(lab)
+        lab.finish()
+        if scenario.own_mount:
+            rooms.close()
+        return result(PASS)
+    except NotApplicable as why:
+        return result(NOT_APPLICABLE, str(why))
+    except (Unseen, Died) as problem:
+        answer = result(FAIL, str(problem))
+    except Exception as problem:
+        answer = result(FAIL, f"{type(problem).__name__}: {problem}")
+    finally:
+        if lab:
+            lab.abandon()
+    rooms.throw_away()
+    return answer

@@ -1,0 +1,26 @@
+"""The mounts of tests/mount, and an adapter without one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.core.image import fresh_volume
+from tests.mount.conftest import base, make_mount, mount, shared_mount
+from tests.verbs.adapter import Adapter
+
+__all__ = ["adapter", "base", "make_mount", "mount", "shared_mount"]
+
+
+@pytest.fixture
+async def adapter(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> AsyncIterator[Adapter]:
+    """A simulated HCA on a volume, and time that passes when everybody waits. The volume is checked at the end."""
+    with fresh_volume(tmp_path) as volume:
+        async with trio.open_nursery() as nursery:
+            made = Adapter(volume, nursery)
+            yield made
+            made.finish()
+            nursery.cancel_scope.cancel()
