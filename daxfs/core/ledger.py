@@ -120,7 +120,7 @@ class Ledger:
         volume = self._volume
         size = volume.block_size
         with volume.transaction(now) as txn:
-            block = txn.take_block()
+            block = txn.take(1)[0][0]  # not out of the reserve: pins must not keep others from giving space back
             boot_id = volume.sb["boot_id"]
             txn.fresh(block * size, block_header(block, boot_id) + bytes(size - LEDGER_BLOCK.size))
             last = self.blocks[-1]
