@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from daxfs import __version__
-from daxfs.cli import mounting, pins, volumes
+from daxfs.cli import helper, mounting, pins, volumes
 from daxfs.cli.output import Failure, say
 from daxfs.errors import FsError
 
@@ -96,4 +96,16 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    if len(arguments) > 1 and arguments[0] not in _COMMANDS and not arguments[0].startswith("-"):
+        arguments = helper.translate(arguments) or arguments  # as mount.fuse3 calls it
+    sys.exit(run(arguments))
+
+
+def mount_helper() -> None:
+    """The command mount.daxfs."""
+    command = helper.translate(sys.argv[1:])
+    if command is None:
+        say("usage: mount.daxfs IMAGE DIRECTORY [-o OPTIONS]; mount(8) calls it")
+        sys.exit(2)
+    sys.exit(run(command))

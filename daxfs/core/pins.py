@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from daxfs.core.alloc import Run
-from daxfs.core.pincounts import PinCounts
 from daxfs.core.inode import Inode
+from daxfs.core.pincounts import PinCounts
 from daxfs.errors import NoEntry
 
 PINS_PER_OWNER_MAX = 1 << 20

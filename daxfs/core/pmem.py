@@ -19,7 +19,6 @@ import numpy as np
 
 from daxfs.errors import ImageError
 
-
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; in the module from Python 3.13 on
 
 

@@ -20,7 +20,6 @@ import numpy as np
 from daxfs.core import layout, scan, snapshot, superblock
 from daxfs.core.alloc import Allocator, Run
 from daxfs.core.busy import BusyList
-from daxfs.core.runs import RunSet
 from daxfs.core.format import format_image
 from daxfs.core.inode import Inode
 from daxfs.core.journal import Journal
@@ -28,6 +27,7 @@ from daxfs.core.layout import CHUNK_INODES, INODE_SIZE, ROOT_INO
 from daxfs.core.ledger import Entry, Ledger
 from daxfs.core.pins import Holder, Pin, PinTable
 from daxfs.core.pmem import Pmem
+from daxfs.core.runs import RunSet
 from daxfs.core.transaction import Transaction
 from daxfs.errors import BadHandle, Corrupt, ImageError, NoSpace, ReadOnly
 
