@@ -34,7 +34,8 @@ PIN_FLAGS = FOLL_WRITE | FOLL_GET | FOLL_LONGTERM | FOLL_PIN | PIN_NOWAIT | PIN_
 
 # PIN: in: offset, length (bytes, block aligned), flags. out: id, how many runs, how many blocks. PIN_RUNS has the runs.
 # Errors: EINVAL (misaligned, empty, flags), EACCES (write pin of a read-only descriptor), ENXIO (beyond the end of file),
-# EFAULT (read pin of a hole), EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full).
+# EFAULT (read pin of a hole), EIO (poisoned blocks), ENODEV (the device is being removed),
+# EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full).
 PIN = struct.Struct("<QQIIQQQ")  # offset, length, flags, zero, id, runs, blocks
 IOC_PIN = _iowr(1, PIN.size)
 
@@ -55,7 +56,7 @@ IOC_PIN_RUNS = _iowr(3, PAGE_BYTES)
 EXTENT = struct.Struct("<QQQII")  # logical, physical, count, unwritten, zero
 IOC_EXTENTS = _iowr(4, PAGE_BYTES)
 
-# PAGES: what struct page would say of each block. key = pin id, first = index of the first block of the pin wanted; or key 0,
+# PAGES: what struct page would say of each block. key = pin id, first = index of the first block of it wanted; or key 0,
 # first = first logical block of the file wanted, holes are left out. Records of PAGE_STATE; total: blocks of the pin, or 0.
 # pins: FOLL_PIN holders of the block; references: those, FOLL_GET holders, and 1 for the file if it (still) has the block.
 PAGE_STATE = struct.Struct("<QQII")  # index (in the pin, or logical block of the file), physical, pins, references
@@ -72,21 +73,27 @@ IOC_NEXT_EVENT = _iowr(7, EVENT.size)
 EVENT_INVALIDATE = 1  # on demand: stop using the range, then ACK
 EVENT_LEASE_BREAK = 2  # somebody waits for the range: unpin, or release the lease
 EVENT_REVOKED = 3  # the pin's access is gone; unpin it
-EVENT_DEVICE_REMOVE = 4  # the device goes away: unpin everything
+EVENT_DEVICE_REMOVE = 4  # the device goes away: unpin everything (pin id 0)
 EVENT_POISON = 5  # the medium failed under the range
 
 # ACK: an on-demand registration has let go. in: pin id. Errors: ENOENT, EINVAL (nothing to acknowledge).
 ACK = struct.Struct("<QQ")  # id, zero
 IOC_ACK = _iowr(8, ACK.size)
 
-# ADMIN: for root and for whoever mounted. in: op, flags, two arguments. Errors: EPERM, EINVAL, ENOENT.
+# ADMIN: for root and for whoever mounted. in: op, flags, two arguments; a and b come back with an answer.
+# Errors: EPERM, EINVAL, ENOENT, ENODEV (the device is removed).
 ADMIN = struct.Struct("<IIQQ")  # op, flags, a, b
 IOC_ADMIN = _iowr(9, ADMIN.size)
-ADMIN_RELEASE_PIN = 1  # a: pin id. Its holder gets EVENT_REVOKED; blocks that it may still have mapped stay busy
-ADMIN_REAP_BUSY = 2  # release survivors whose holders are gone, free what is due; a, out: blocks freed
-ADMIN_DEVICE_REMOVE = 3  # a: milliseconds to drain; flags ADMIN_FORCE: revoke at once
-ADMIN_POISON = 4  # a: first block, b: count
-ADMIN_CLEAR_POISON = 5
+# RELEASE_PIN, a: pin id. Its holder gets EVENT_REVOKED; blocks that it may still have mapped stay with it till it closes.
+# A survivor (of an earlier daemon) goes for good when its holder has ended, or with ADMIN_FORCE; else EBUSY. out: a: 1 if
+# it went for good, b: blocks that it keeps.
+ADMIN_RELEASE_PIN = 1
+ADMIN_REAP_BUSY = 2  # release survivors whose holders have ended, free what is due; out: blocks freed, survivors released
+# DEVICE_REMOVE, a: milliseconds to drain (ADMIN_FORCE: none, revoke at once). It goes on after the call; REPORT_DEVICE
+# shows how far it is. Again: the earlier end counts. out: a: pins that are left.
+ADMIN_DEVICE_REMOVE = 3
+ADMIN_POISON = 4  # a: first block, b: count; out: a: files that have some of them, b: 1 if metadata is among them
+ADMIN_CLEAR_POISON = 5  # likewise
 ADMIN_FORCE = 1
 
 # CHANGE: a layout change that does not wait. in: offset (TRUNCATE: the size), length, op, flags. Errors: as truncate(2) and
@@ -98,6 +105,11 @@ CHANGE_NOWAIT = 1
 
 # HCA: the simulated RDMA adapter; its calls are in abi_hca.py.
 IOC_HCA = _iowr(11, PAGE_BYTES)
+
+# LABEL: a name of the holder's own for one of its pins, for whoever looks at the list. in: pin id, UTF-8 up to the first
+# NUL. Errors: ENOENT.
+LABEL = struct.Struct("<Q56s")  # id, text
+IOC_LABEL = _iowr(13, LABEL.size)
 
 # Reports of the daemon, as JSON (UTF-8): `first` is a byte offset into the text, the records are bytes, `total` its length.
 # Which report: `key`. A client reads until it has `total` bytes; offset 0 makes a new text for this description.

@@ -67,7 +67,7 @@ def comments_of(source: str) -> tuple[dict[int, str], dict[int, str]]:
 def members(name: str, structure: struct.Struct, comment: str) -> Iterator[str]:
     """The members of a structure; in the comment, brackets say more about one. ValueError if it names more or fewer."""
     parts = re.split(r",\s*(?![^(]*\))", comment)
-    codes = structure.format.removeprefix("<")
+    codes = re.findall(r"\d+s|[A-Z]", structure.format)
     if len(parts) != len(codes):
         raise ValueError(f"the comment behind {name} must name its {len(codes)} members: {comment!r}")
     for code, part in zip(codes, parts, strict=True):
@@ -75,7 +75,8 @@ def members(name: str, structure: struct.Struct, comment: str) -> Iterator[str]:
         if match is None:
             raise ValueError(f"the comment behind {name}: {part!r} is not the name of a member")
         more = f" /* {match[2]} */" if match[2] else ""
-        yield f"\t{_TYPES[code]} {match[1].replace(' ', '_')};{more}"
+        kind, length = ("char", f"[{code[:-1]}]") if code.endswith("s") else (_TYPES[code], "")
+        yield f"\t{kind} {match[1].replace(' ', '_')}{length};{more}"
 
 
 def c_name(name: str) -> str:
@@ -146,6 +147,8 @@ def lines_of(source: str) -> Iterator[str]:
             yield from (f" * {text}".rstrip() for text in above)
             yield " */"
             line += len(above)
+        elif isinstance(getattr(abi, name), struct.Struct):
+            yield ""
         known = getattr(abi, name)
         if isinstance(known, struct.Struct):
             yield from structure_text(name, known, behind.get(line, ""))

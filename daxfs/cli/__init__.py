@@ -4,6 +4,6 @@ Rules: data goes to stdout, messages to stderr; `--json` wherever data is shown;
 code (1, or 2 for usage; fsck has fsck(8)'s), never a traceback. Heavy modules are imported by who needs them.
 """
 
-from daxfs.cli.app import main
+from daxfs.cli.app import main, mount_helper
 
-__all__ = ["main"]
+__all__ = ["main", "mount_helper"]

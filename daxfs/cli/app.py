@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from daxfs import __version__
-from daxfs.cli import mounting, pins, policy, volumes
+from daxfs.cli import device, helper, mounting, pins, policy, volumes
 from daxfs.cli.output import Failure, say
 from daxfs.errors import FsError
 
@@ -35,6 +35,9 @@ _EXAMPLES = {
     "pins": "daxfs pins /mnt/x",
     "busy": "daxfs busy --json /mnt/x",
     "policy": "daxfs policy /mnt/x/film wait",
+    "device status": "daxfs device status /mnt/x",
+    "device remove": "daxfs device remove --deadline 10 /mnt/x",
+    "device inject-error": "daxfs device inject-error --block 5000 --count 2 /mnt/x",
 }
 _COMMANDS: dict[str, Callable[..., object]] = {
     "mkfs": volumes.mkfs,
@@ -47,9 +50,17 @@ _COMMANDS: dict[str, Callable[..., object]] = {
     "pins": pins.pins,
     "busy": pins.busy,
     "policy": policy.policy,
+    "device status": device.status,
+    "device remove": device.remove,
+    "device inject-error": device.inject_error,
 }
+_GROUPS = {"device": "The device under a mount: its state, taking it away, errors of its medium."}
+_groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in _GROUPS.items()}
+for _name, _group in _groups.items():
+    app.add_typer(_group, name=_name)
 for _name, _function in _COMMANDS.items():
-    app.command(_name, epilog=f"Example: {_EXAMPLES[_name]}")(_function)
+    _within, _, _last = _name.rpartition(" ")
+    (_groups[_within] if _within else app).command(_last, epilog=f"Example: {_EXAMPLES[_name]}")(_function)
 
 
 def _version(wanted: bool) -> None:
@@ -98,4 +109,16 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    if len(arguments) > 1 and not any(name.split()[0] == arguments[0] for name in _COMMANDS):
+        arguments = helper.translate(arguments) or arguments  # as mount.fuse3 calls it
+    sys.exit(run(arguments))
+
+
+def mount_helper() -> None:
+    """The command mount.daxfs."""
+    command = helper.translate(sys.argv[1:])
+    if command is None:
+        say("usage: mount.daxfs IMAGE DIRECTORY [-o OPTIONS]; mount(8) calls it")
+        sys.exit(2)
+    sys.exit(run(command))

@@ -1,59 +1,125 @@
-"""A DMA engine in software: it keeps writing one byte into pinned blocks and watches for any other.
-
-What it simulates is a device that got the blocks once and never asks again. If the file system gave the blocks to
-somebody else, the engine would destroy their data, and would see theirs in place of its own.
-"""
+"""`daxfs device`: the device under a mount: its state, taking it away, errors of its medium."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import time
+import uuid as uuids
+from pathlib import Path
+from typing import Annotated, Any
 
-_PIECE = 1 << 20  # bytes written and compared at a time
+import typer
+
+from daxfs.cli import sizes
+from daxfs.cli.output import Failure, print_facts, print_json, say
+
+MOUNT = Annotated[Path, typer.Argument(metavar="MOUNT", help="A mount point, or anything on it.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_LOOK_S = 0.05  # between two looks at a removal
 
 
-@dataclass
-class Seen:
-    """What the engine saw: bytes that were not its own, and the first of them (offset in the view, value)."""
+def status(
+    target: Annotated[Path, typer.Argument(metavar="MOUNT|IMAGE", help="A mount point, or an image file.")],
+    json: JSON = False,
+) -> None:
+    """Show the state of a device.
 
-    passes: int = 0
-    foreign: int = 0
-    first: tuple[int, int] | None = None
+    Live, being removed or removed; how often and why it was not shut down cleanly; how many hold it; which of its blocks are
+    poisoned.
+    """
+    from daxfs import client
+    from daxfs.cli.volumes import is_image, mount_of
+
+    place: Path | None = target
+    if is_image(target):
+        place = mount_of(target)
+    facts = client.device(place) if place else _unmounted(target)
+    if json:
+        print_json(facts)
+        return
+    bad = facts.pop("poison")
+    print_facts((name.replace("_", " "), _fact(value)) for name, value in facts.items() if value not in ("", None))
+    for run in bad:
+        print(f"poison: block {run['start']}, {run['count']} in a row ({run['owner']})")
 
 
-class FillEngine:
-    """Fills `view` with `byte` again and again."""
+def _fact(value: Any) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
-    def __init__(self, view: memoryview, byte: int) -> None:
-        self.seen = Seen()
-        self._view = view
-        self._byte = byte
-        self._pattern = bytes([byte]) * min(_PIECE, len(view))
 
-    def _pieces(self) -> range:
-        return range(0, len(self._view), _PIECE)
+def _unmounted(image: Path) -> dict[str, Any]:
+    """An image that nobody serves: poison is known to mounts only."""
+    from daxfs.core.volume import Volume
 
-    def _look(self, at: int) -> None:
-        found = bytes(self._view[at : at + _PIECE])
-        if found != self._pattern[: len(found)]:
-            foreign = found.translate(None, bytes([self._byte]))
-            self.seen.foreign += len(foreign)
-            if self.seen.first is None:
-                self.seen.first = (at + found.index(foreign[0]), foreign[0])
+    now, boot_id = time.time_ns(), uuids.UUID(_BOOT_ID.read_text().strip()).bytes
+    volume = Volume.open(os.path.abspath(image), readonly=True, now=now, boot_id=boot_id, lock=False)
+    try:
+        return {
+            "state": "not mounted",
+            "image": volume.pmem.path,
+            "uuid": str(uuids.UUID(bytes=volume.uuid)),
+            "mounts": volume.sb["mounts"],
+            "dirty_shutdowns": volume.sb["dirty_shutdowns"] + (volume.last_shutdown != "clean"),
+            "last_shutdown": volume.last_shutdown,
+            "poison": [],
+        }
+    finally:
+        volume.close(now)
 
-    def _fill(self, at: int) -> None:
-        room = min(_PIECE, len(self._view) - at)
-        self._view[at : at + room] = self._pattern[:room]
 
-    def run(self, stopped: Callable[[], bool]) -> Seen:
-        """Write everything once, then look and write over and over till `stopped()`; look once more at the end."""
-        for at in self._pieces():
-            self._fill(at)
-        while not stopped():
-            for at in self._pieces():
-                self._look(at)
-                self._fill(at)
-            self.seen.passes += 1
-        for at in self._pieces():
-            self._look(at)
-        return self.seen
+def remove(
+    mount: MOUNT,
+    deadline: Annotated[
+        float, typer.Option(parser=sizes.seconds, metavar="SECONDS", help="What holders get to let go.", show_default="30")
+    ] = 30.0,
+    force: Annotated[bool, typer.Option("--force", "-f", help="They get no time.")] = False,
+    json: JSON = False,
+) -> None:
+    """Take the device away from under a mount.
+
+    No new pins; every holder is told and has time to let go; who does not is revoked. Then the image is closed cleanly, and
+    every call on the mount fails with ENODEV until it is unmounted.
+    """
+    from daxfs import client
+
+    client.remove_device(mount, deadline, force=force)
+    told = -1
+    while (facts := client.device(mount))["state"] == "removing":
+        if facts["pins"] != told:
+            told = facts["pins"]
+            left = "" if facts["left_s"] is None else f", revoked in {facts['left_s']:.0f} s"
+            say(f"{told} pins of {facts['holders']} open files are left{left}")
+        time.sleep(_LOOK_S)
+    if json:
+        print_json(facts)
+    else:
+        say(f"{facts['image']} is closed; now: daxfs umount {facts['mount']}")
+
+
+def inject_error(
+    mount: MOUNT,
+    block: Annotated[int, typer.Option(min=0, help="The first block of the image, as daxfs extents shows them.")],
+    count: Annotated[int, typer.Option(min=1, help="How many blocks.")] = 1,
+    clear: Annotated[bool, typer.Option("--clear", help="Make them sound again.")] = False,
+    json: JSON = False,
+) -> None:
+    """Poison blocks of the medium, or clear them.
+
+    Reads of a poisoned block fail with EIO, its holders are told. A write of the whole block or a hole punch clears it from
+    the file. Poisoned metadata makes the volume read-only. Poison ends with the mount.
+    """
+    from daxfs import client
+
+    metadata = False
+    if clear:
+        files = client.clear_poison(mount, block, count)
+    else:
+        files, metadata = client.poison(mount, block, count)
+    if json:
+        print_json({"block": block, "count": count, "poisoned": not clear, "files": files, "metadata": metadata})
+    else:
+        what = "sound again" if clear else "poisoned"
+        say(f"blocks {block} to {block + count - 1} are {what}: {files} files have some of them")
+    if metadata:
+        raise Failure("the volume's own blocks are among them: it is read-only now")

@@ -12,6 +12,7 @@ import typer
 from daxfs.cli import sizes
 from daxfs.cli.output import Failure, say
 
+_REMOVED_S = 1  # the same when the device was removed: the image is closed, a dead descriptor may keep the daemon
 _CLOSE_S = 120  # what the daemon may take to close the image after the unmount
 
 
@@ -35,9 +36,10 @@ def umount(
     if mounted.fstype != places.FSTYPE:
         raise Failure(f"{place} is not a daxfs mount but one of {mounted.fstype}; umount(8) is for those")
     daemon = -1 if lazy else _daemon_of(place)
+    removed = _device_removed(place)
     try:
-        places.unmount(place, lazy=lazy)
-        if daemon >= 0 and not _ended(daemon, _CLOSE_S):
+        places.unmount(place, lazy=lazy or removed)
+        if daemon >= 0 and not _ended(daemon, _REMOVED_S if removed else _CLOSE_S) and not removed:
             raise Failure(f"{place} is unmounted, but its daemon has not closed {mounted.source} after {_CLOSE_S} s")
     except Busy:
         users = ", ".join(_users_of(place)) or "a process that cannot be seen from here"
@@ -45,6 +47,16 @@ def umount(
     finally:
         if daemon >= 0:
             os.close(daemon)
+
+
+def _device_removed(place: str) -> bool:
+    """Whether nothing but dead descriptors can keep the mount in use."""
+    from daxfs import client
+
+    try:
+        return client.info(place).get("device") == "removed"
+    except OSError:
+        return False
 
 
 def _daemon_of(place: str) -> int:

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,44 +42,103 @@ def extents(
 def pins(
     mount: Annotated[Path, typer.Argument(metavar="MOUNT", help="A mount point, or anything on it.")],
     json: JSON = False,
+    release: Annotated[
+        int | None, typer.Option(metavar="ID", help="Take the access of this pin away, and tell its holder.")
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="With --release: give up a pin of an earlier daemon for good, even if somebody may still have it."
+        ),
+    ] = False,
 ) -> None:
-    """List the pins of a mount.
+    """List the pins of a mount, or release one.
 
-    Who holds which blocks of which file, and for how long. Runs are shown as start+count, in blocks.
+    Who holds which blocks of which file, in which state, for how long, and how much free space that costs. Runs are shown
+    as start+count, in blocks.
+
+    A released pin keeps its blocks until its holder unpins, closes or ends: what is mapped cannot be taken back.
     """
     from daxfs import client
 
+    if release is not None:
+        _release(mount, release, force=force, json=json)
+        return
+    if force:
+        raise typer.BadParameter("--force goes with --release")
     found = client.pins(mount)
     if json:
         print_json(found)
         return
     rows = (
         (
-            p["id"], p["pid"], p["comm"], p["flags"], p["offset"], human_size(p["length"]), human_age(p["age_s"]),
-            runs_text(p["runs"]), f"{p['path']}",
+            p["id"], _people(p["holders"]) or f"{p['comm']} ({p['pid']}), ended", p["state"], p["flags"], p["offset"],
+            human_size(p["length"]), human_age(p["age_s"]), human_size(p["withheld"]), runs_text(p["runs"]), p["label"],
+            p["path"],
         )
         for p in found
     )  # fmt: skip
-    columns = ("id", "pid", "comm", "flags", "offset", "length", "age", "runs", "path")
-    print_table(columns, rows, left=("comm", "flags", "runs", "path"))
+    columns = ("id", "holders", "state", "flags", "offset", "length", "age", "withheld", "runs", "label", "path")
+    print_table(columns, rows, left=("holders", "state", "flags", "runs", "label", "path"))
+    _say_more(client.status(mount)["pins"] - len(found), "pins")
+
+
+def _release(mount: Path, pin_id: int, *, force: bool, json: bool) -> None:
+    from daxfs import client
+
+    kept = client.release_pin(mount, pin_id, force=force)
+    if json:
+        print_json({"pin": pin_id, "gone": kept is None, "blocks_kept": kept or 0})
+    elif kept is None:
+        say(f"pin {pin_id} is gone, its blocks are given back")
+    else:
+        say(f"pin {pin_id} is revoked; its holder keeps {kept} blocks until it unpins, closes or ends")
+
+
+def _people(holders: list[dict[str, Any]], at_most: int = 4) -> str:
+    """Processes as `comm (pid)`, the first few of them."""
+    names = [f"{holder['comm']} ({holder['pid']})" for holder in holders]
+    more = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _say_more(count: int, what: str) -> None:
+    if count > 0:
+        say(f"and {count} more {what} that are not listed")
 
 
 def busy(
     mount: Annotated[Path, typer.Argument(metavar="MOUNT", help="A mount point, or anything on it.")],
     json: JSON = False,
+    reap: Annotated[
+        bool, typer.Option("--reap", help="Free what no living holder of an earlier daemon keeps any more, now.")
+    ] = False,
 ) -> None:
     """List the busy extents of a mount.
 
-    Blocks that no file owns any more but that a pin still covers. They are freed when their last pin goes.
+    Blocks that no file owns any more but that a pin still covers, the pins and processes that keep them, and where they came
+    from. They are freed when their last pin goes.
     """
     from daxfs import client
 
+    if reap:
+        freed, released = client.reap_busy(mount)
+        if json:
+            print_json({"blocks_freed": freed, "pins_released": released})
+        else:
+            say(f"{freed} blocks freed, {released} pins of holders that have ended released")
+        return
     found = client.busy(mount)
     if json:
         print_json(found)
         return
-    rows = ((b["start"], b["count"], " ".join(map(str, b["pins"]))) for b in found)
-    print_table(("start", "count", "pins"), rows, left=("pins",))
+    rows = (
+        (b["start"], b["count"], human_size(b["bytes"]), " ".join(map(str, b["pins"])), _people(b["holders"]),
+         human_age(b["age_s"]), b["path"])
+        for b in found
+    )  # fmt: skip
+    columns = ("start", "count", "size", "pins", "holders", "age", "path")
+    print_table(columns, rows, left=("pins", "holders", "path"))
 
 
 def pin(
@@ -93,6 +152,7 @@ def pin(
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="The device writes the blocks; holes get blocks.")] = False,
     longterm: Annotated[bool, typer.Option("--longterm", help="FOLL_LONGTERM, as RDMA memory regions have.")] = False,
+    label: Annotated[str, typer.Option(help="A name for the list of pins.")] = "",
     hold: Annotated[
         float | None,
         typer.Option(parser=sizes.seconds, metavar="SECONDS", help="Let go after this time.", show_default="never"),
@@ -119,6 +179,8 @@ def pin(
         client.open(file, "r+" if write else "r") as opened,
         opened.pin(offset, length, write=write, longterm=longterm) as held,
     ):
+        if label:
+            held.label(label)
         view = held.map() if fill is not None else None
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)  # from here on sigtimedwait takes them: none is lost
         print_json({"pin": held.id, "runs": [list(run) for run in held.runs]}, line=True)
@@ -139,7 +201,7 @@ def _stopped(end: float | None, wait_s: float) -> bool:
 
 
 def _fill(view: memoryview, byte: int, pin_id: int, stopped: Callable[[], bool]) -> int:
-    from daxfs.cli.device import FillEngine
+    from daxfs.cli.engine import FillEngine
 
     seen = FillEngine(view, byte).run(stopped)
     report = {"pin": pin_id, "fill": byte, "passes": seen.passes, "foreign_bytes": seen.foreign, "first_foreign": None}

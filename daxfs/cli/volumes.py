@@ -114,7 +114,7 @@ def info(
 
     What is free, used, busy and pinned is counted in blocks. Of a mount, it shows the daemon too.
     """
-    facts = _image_info(target) if _is_image(target) else _mount_info(target)
+    facts = _image_info(target) if is_image(target) else _mount_info(target)
     if json:
         print_json(facts)
         return
@@ -130,7 +130,7 @@ def _fact(name: str, value: Any, facts: dict[str, Any]) -> str:
     return str(value)
 
 
-def _is_image(target: Path) -> bool:
+def is_image(target: Path) -> bool:
     """Whether a superblock of ours is in the file. A file *on* a mount answers for its mount, unless it is an image."""
     try:
         if not stat.S_ISREG(os.stat(target).st_mode):
@@ -156,20 +156,30 @@ def _mount_info(target: Path) -> dict[str, Any]:
         raise
 
 
+def mount_of(image: Path) -> Path | None:
+    """Where an image is mounted, if it is and we may ask."""
+    from daxfs import client
+    from daxfs.daemon import mountpoint
+
+    for mounted in mountpoint.table():
+        if mounted.fstype == mountpoint.FSTYPE and os.path.realpath(mounted.source) == os.path.realpath(image):
+            try:
+                client.info(mounted.place)
+            except client.PinError:
+                continue
+            return Path(mounted.place)
+    return None
+
+
 def _image_info(image: Path) -> dict[str, Any]:
     """From its mount if it has one that we may ask, else read from the image, which is neither locked nor changed."""
     from daxfs import client
     from daxfs.core.volume import Volume
-    from daxfs.daemon import mountpoint
 
-    path = os.path.abspath(image)
-    for mounted in mountpoint.table():
-        if mounted.fstype == mountpoint.FSTYPE and os.path.realpath(mounted.source) == os.path.realpath(path):
-            try:
-                return client.info(mounted.place)
-            except client.PinError:
-                continue
-    now = time.time_ns()
+    place = mount_of(image)
+    if place:
+        return client.info(place)
+    path, now = os.path.abspath(image), time.time_ns()
     volume = Volume.open(path, readonly=True, now=now, lock=False)
     try:
         sb = volume.sb

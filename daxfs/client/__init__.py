@@ -11,6 +11,7 @@ Only the standard library is used: this package runs inside other people's proce
 """
 
 from daxfs.abi import FOLL_GET, FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
+from daxfs.client.admin import clear_poison, device, poison, reap_busy, release_pin, remove_device, status
 from daxfs.client.calls import PinError
 from daxfs.client.events import Event, EventType, Lease
 from daxfs.client.file import Extent, File, Pin, open
@@ -31,7 +32,14 @@ __all__ = [
     "PinError",
     "Window",
     "busy",
+    "clear_poison",
+    "device",
     "info",
     "open",
     "pins",
+    "poison",
+    "reap_busy",
+    "release_pin",
+    "remove_device",
+    "status",
 ]

@@ -23,7 +23,9 @@ class PinError(OSError):
 
 
 _GONE = "the daxfs daemon of this mount is gone: mount it again (daxfs mount clears the dead mount)"
+_REMOVED = "the device is removed"
 _ANY = {
+    errno.ENODEV: _REMOVED,
     errno.ENOTTY: "not on a daxfs mount, or on one of another version",
     errno.ENOSYS: "not on a daxfs mount, or on one of another version",
     errno.ENOTCONN: _GONE,
@@ -42,7 +44,8 @@ _PIN = {
     errno.EROFS: "the file system is mounted read-only: a write pin is not possible",
     errno.EAGAIN: "a layout change waits for this range: a new pin waits behind it",
     errno.EPERM: "a long-term pin needs a layout lease on its range first (longterm=lease)",
-    errno.ENODEV: "the device is being removed: no new pins",
+    errno.ENODEV: "the device is being removed, or gone: no new pins",
+    errno.EIO: "the range has poisoned blocks: write them anew, or punch them out (see daxfs device status)",
 }
 _UNPIN = {errno.ENOENT: "no such pin on this descriptor: it was released before"}
 _EXTENTS = {errno.EINVAL: "only regular files have extents", errno.EISDIR: "only regular files have extents"}
@@ -58,7 +61,17 @@ _CHANGE = {
     errno.EDEADLK: "the pins in the way are this descriptor's own: unpin first",
     errno.EBUSY: "the range was still pinned after the time limit of the mount (wait_s)",
 }
+_ADMIN = {
+    errno.EPERM: "only root and the user who mounted may do this",
+    errno.ENOENT: "no such pin",
+    errno.EBUSY: "the holder outlived an earlier daemon and is still there: end it, or use force",
+    errno.EINVAL: "the blocks are not in the image",
+    errno.ENODEV: _REMOVED,
+}
+_LABEL_MAX = abi.LABEL.size - 8
 _WORDS = {
+    abi.IOC_LABEL: _UNPIN,
+    abi.IOC_ADMIN: _ADMIN,
     abi.IOC_PIN: _PIN,
     abi.IOC_UNPIN: _UNPIN,
     abi.IOC_PIN_RUNS: _UNPIN,
@@ -194,6 +207,17 @@ def change(fd: int, offset: int, length: int, operation: int, *, wait: bool) -> 
     except struct.error:
         raise PinError(errno.EINVAL, "offset and length must be from 0 to 2^64 - 1") from None
     _call(fd, abi.IOC_CHANGE, buffer)
+
+
+def label(fd: int, pin_id: int, text: str) -> None:
+    """Name a pin, for the list of pins; as much of the text as fits into 56 bytes of UTF-8."""
+    name = text.encode("utf-8", "replace").partition(b"\0")[0][:_LABEL_MAX].decode("utf-8", "ignore").encode()
+    _call(fd, abi.IOC_LABEL, bytearray(abi.LABEL.pack(pin_id, name)))
+
+
+def admin(fd: int, buffer: bytearray) -> None:
+    """An admin call (abi.ADMIN); the answer is in the buffer."""
+    _call(fd, abi.IOC_ADMIN, buffer)
 
 
 def report(fd: int, which: int) -> Any:

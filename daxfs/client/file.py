@@ -262,6 +262,11 @@ class Pin:
         self._window: Window | None = None
         self._users: list[User] = []
 
+    def label(self, text: str) -> None:
+        """Name the pin for whoever lists pins (`daxfs pins`): at most 56 bytes of UTF-8, more is cut off. PinError: ENOENT."""
+        with self.file._named():
+            calls.label(self.file.fileno(), self.id, text)
+
     @property
     def writable(self) -> bool:
         return bool(self.flags & abi.FOLL_WRITE)

@@ -33,7 +33,8 @@ def open_descriptor(path: Path, flags: int) -> int:
         raise PinError(code, text, os.fsdecode(path)) from None
 
 
-def _ask(path: Path, which: int) -> Any:
+def ask(path: Path, which: int) -> Any:
+    """A report of the daemon (abi.REPORT_*)."""
     fd = open_descriptor(path, os.O_RDONLY)
     try:
         return calls.report(fd, which)
@@ -45,17 +46,19 @@ def _ask(path: Path, which: int) -> Any:
 
 def info(path: Path) -> dict[str, Any]:
     """The volume: uuid, image (path), block_size (bytes), blocks, free, used, busy, pinned (blocks), policy, pid."""
-    answer: dict[str, Any] = _ask(path, abi.REPORT_INFO)
+    answer: dict[str, Any] = ask(path, abi.REPORT_INFO)
     return answer
 
 
 def pins(path: Path) -> list[dict[str, Any]]:
-    """Every pin of the mount: id, pid, comm, ino, path, offset, length (bytes), flags, age_s, runs."""
-    answer: list[dict[str, Any]] = _ask(path, abi.REPORT_PINS)
+    """The pins of the mount, the oldest 10,000: id, pid, comm, holders (all processes that have the description), ino, path,
+    offset, length (bytes), mode, flags, state, label, age_s, blocks, withheld (bytes that only pins keep), runs (256 at most)."""
+    answer: list[dict[str, Any]] = ask(path, abi.REPORT_PINS)
     return answer
 
 
 def busy(path: Path) -> list[dict[str, Any]]:
-    """Every busy extent: start, count (blocks), pins (ids of the pins that keep it)."""
-    answer: list[dict[str, Any]] = _ask(path, abi.REPORT_BUSY)
+    """Busy extents, the first 10,000: start, count (blocks), bytes, pins (ids of those that keep it), holders, and ino, path,
+    mode, age_s of the oldest pin."""
+    answer: list[dict[str, Any]] = ask(path, abi.REPORT_BUSY)
     return answer

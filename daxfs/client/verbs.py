@@ -536,7 +536,7 @@ class QPInitAttr:
 
 @dataclass(slots=True)
 class QPAttr:
-    """What can be changed. min_rnr_timer, timeout: codes of the InfiniBand specification; rnr_retry 7, timeout 0: for ever."""
+    """What can be changed. min_rnr_timer, timeout: codes of the InfiniBand standard; rnr_retry 7, timeout 0: for ever."""
 
     qp_state: int = IBV_QPS_RESET
     qp_access_flags: int = IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC

@@ -19,7 +19,7 @@ class Allocator:
     def __init__(self, data_start: int, blocks: int) -> None:
         self.free = RunSet()
         self.data_start = data_start
-        self.reserve = max(8, min(256, (blocks - data_start) // 64))
+        self.reserve = min(max(8, (blocks - data_start) // 64), 256, (blocks - data_start) // 4)
         self._cursor = data_start
 
     @property

@@ -44,6 +44,7 @@ class Attributes:
 def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
     """chmod, chown, truncate, utimensat: all that is asked, in one transaction."""
     with vol.transaction(now) as txn:
+        txn.dirty(inode)
         if new.size is not None:
             fileops.resize(vol, txn, inode, new.size, new.breaker)
             inode.mtime = now
@@ -61,7 +62,6 @@ def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
         if new.mtime is not None:
             inode.mtime = new.mtime
         inode.ctime = now if new.ctime is None else new.ctime
-        txn.dirty(inode)
 
 
 def _chmod_acl(vol: Volume, txn: Transaction, inode: Inode) -> None:

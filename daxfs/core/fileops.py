@@ -90,7 +90,8 @@ def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memory
 
 
 def _clear_poison(vol: Volume, inode: Inode, offset: int, end: int) -> None:
-    """A write is about to store a range: poisoned blocks of which nothing old will be left are sound. Poisoned if some would."""
+    """A write is about to store a range: poisoned blocks of which nothing old will be left are sound. Poisoned if not all
+    are."""
     if not vol.poison:
         return
     size = vol.block_size

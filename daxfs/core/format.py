@@ -35,10 +35,10 @@ def format_image(path: str | os.PathLike[str], size: int, *, block_size: int = l
     if len(label.encode()) > 64:
         raise ImageError("the label has more than 64 bytes")
     blocks = size // block_size
+    sb = _plan(blocks, block_size)
     _make_sparse(path, blocks * block_size)
     pmem = Pmem(path)
     try:
-        sb = _plan(blocks, block_size)
         sb.update(uuid=uuid or uuids.uuid4().bytes, label=label.encode(), created=now)
         Journal(pmem, sb["journal_start"], sb["journal_blocks"], block_size).format()
         _make_root(pmem, sb, now, uid, gid, mode)
@@ -71,8 +71,7 @@ def _plan(blocks: int, block_size: int) -> Superblock:
 
 def _make_root(pmem: Pmem, sb: Superblock, now: int, uid: int, gid: int, mode: int) -> None:
     block_size, chunk = sb["block_size"], sb["data_start"]
-    pmem.fill_zero(sb["idir_start"] * block_size, sb["idir_blocks"] * block_size)
-    pmem.fill_zero(chunk * block_size, (sb["ledger"] + 1 - chunk) * block_size)
+    # All the rest is zeros: the file is new, and stays sparse.
     time = layout.time_word(now)
     values: dict[str, int | bytes] = dict.fromkeys(INODE.names, 0)
     values.update(magic=layout.INODE_MAGIC, ino=ROOT_INO, generation=1, mode=stat.S_IFDIR | mode, uid=uid, gid=gid,
@@ -97,9 +96,11 @@ def _make_sparse(path: str, size: int) -> None:
         pmem_in_use = Pmem(path) if os.fstat(fd).st_size >= mmap.PAGESIZE else None  # takes the lock, or says who has it
         if pmem_in_use:
             pmem_in_use.close()
+        os.ftruncate(fd, max(size, os.fstat(fd).st_size))  # before anything is lost: is such a size possible here?
         os.ftruncate(fd, 0)
         os.ftruncate(fd, size)
-    except OSError as e:
-        raise ImageError(f"cannot make the image {path} of {size} bytes: {e.strerror}") from None
+    except (OSError, OverflowError) as e:
+        why = e.strerror if isinstance(e, OSError) else "no file can be as large"
+        raise ImageError(f"cannot make the image {path} of {size} bytes: {why}") from None
     finally:
         os.close(fd)

@@ -209,6 +209,7 @@ class Inode:
     def revert(self) -> None:
         """After an aborted transaction: back to what media say. An inode that was new is gone."""
         self.directory = None
+        self.dead = False
         try:
             self.load()
         except BadHandle:

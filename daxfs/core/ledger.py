@@ -48,9 +48,10 @@ class Ledger:
         self._volume = volume
         self.blocks: list[int] = []
         self._free: list[int] = []  # addresses of void entries
+        self._stale: list[tuple[int, int]] = []  # blocks of another boot, and what follows each
 
     def load(self, boot_id: bytes) -> list[Entry]:
-        """Read the chain; entries of this boot come back, those of others are voided (unless read-only)."""
+        """Read the chain; entries of this boot come back."""
         volume, pmem = self._volume, self._volume.pmem
         size = volume.block_size
         entries: list[Entry] = []
@@ -67,17 +68,24 @@ class Ledger:
             current = head["boot_id"] == boot_id and any(boot_id)
             if current:
                 entries += self._entries(block)
-            elif not volume.readonly:
-                pmem.fill_zero(at + LEDGER_BLOCK.size, size - LEDGER_BLOCK.size)
-                pmem.flush(at, size)
-                pmem.fence()
-                volume.journal.commit([(at, block_header(block, boot_id, int(head["next"])))])
+            else:
+                self._stale.append((block, int(head["next"])))
             used = {e.at for e in entries}
             self._free += [e for e in range(at + _ENTRY, at + size, _ENTRY) if e not in used]
             self.blocks.append(block)
             block = int(head["next"])
         self._free.reverse()
         return entries
+
+    def renew(self, boot_id: bytes) -> None:
+        """Void the entries of other boots, once all else of the volume is believed."""
+        pmem, size = self._volume.pmem, self._volume.block_size
+        for block, following in self._stale:
+            pmem.fill_zero(block * size + LEDGER_BLOCK.size, size - LEDGER_BLOCK.size)
+            pmem.flush(block * size, size)
+            pmem.fence()
+            self._volume.journal.commit([(block * size, block_header(block, boot_id, following))])
+        self._stale.clear()
 
     def _entries(self, block: int) -> list[Entry]:
         view, size, found = self._volume.pmem.view, self._volume.block_size, []
@@ -120,7 +128,7 @@ class Ledger:
         volume = self._volume
         size = volume.block_size
         with volume.transaction(now) as txn:
-            block = txn.take_block()
+            block = txn.take(1)[0][0]  # not out of the reserve: pins must not keep others from giving space back
             boot_id = volume.sb["boot_id"]
             txn.fresh(block * size, block_header(block, boot_id) + bytes(size - LEDGER_BLOCK.size))
             last = self.blocks[-1]

@@ -276,6 +276,7 @@ def rename(vol: Volume, now: int, parent: Inode, name: bytes, new_parent: Inode,
     if inode.is_dir:
         _not_below(vol, inode, new_parent)
     with vol.transaction(now) as txn:
+        txn.dirty(inode)
         if flags & RENAME_EXCHANGE and other is not None:
             if other.is_dir:
                 _not_below(vol, other, parent)
@@ -286,7 +287,6 @@ def rename(vol: Volume, now: int, parent: Inode, name: bytes, new_parent: Inode,
             if flags & RENAME_WHITEOUT:
                 _enter(txn, source, parent, name, vol.new_inode(txn, stat.S_IFCHR, 0, 0))
         inode.ctime = now
-        txn.dirty(inode)
 
 
 def _not_below(vol: Volume, inode: Inode, directory: Inode) -> None:

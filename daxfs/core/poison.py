@@ -1,15 +1,15 @@
 """Poison: blocks of the medium that have failed, and what may still be done with them (Linux: badblocks, memory_failure).
 
-A poisoned block of a file cannot be read (Poisoned, EIO), nor be written in part, since what stays of it could not be read.
-A write of the whole block clears it, as a device clears an error when the line is written anew; a truncate or a punch takes it
-out of the file. A block whose last owner goes is then retired instead of freed: it is nobody's and is never handed out until
-somebody clears it. Poisoned metadata makes the volume read-only.
+A poisoned block of a file cannot be read (Poisoned, EIO), nor be written in part, since what stays of it could not be
+read. A write of the whole block clears it, as a device clears an error when the line is written anew; a truncate or a
+punch takes it out of the file. A block whose last owner goes is retired instead of freed: it is nobody's and is never
+handed out until somebody clears it. Poisoned metadata makes the volume read-only.
 
-States of a poisoned block: owned or busy -> cleared (by a whole-block write, or by an admin), or -> retired -> free (cleared).
+States of a poisoned block: owned or busy -> sound (by a whole-block write, or an admin), or -> retired -> free (cleared).
 A free block is retired at once. Retired blocks are the fifth kind of block in (I1); they count as used.
 
-Volatile: a mount knows what was injected into it, and forgets it at its end. The bytes of a block are left alone: a holder that
-has mapped it from the image reads and writes it as before, but is told (EVENT_POISON).
+Volatile: a mount knows what was injected into it, and forgets it at its end. The bytes of a block are left alone: a
+holder that has mapped it from the image reads and writes it as before, but is told (EVENT_POISON).
 """
 
 from __future__ import annotations

@@ -113,6 +113,7 @@ class Volume:
             raise Corrupt("the root inode is not a directory")
         if self.readonly:
             return
+        self.ledger.renew(boot_id)
         self.sb["mounts"] += 1
         self.sb["dirty_shutdowns"] += armed
         self.sb["state"] = layout.STATE_MOUNTED
@@ -162,7 +163,7 @@ class Volume:
         if not (self.readonly or self.failed):
             for inode in list(self._inodes.values()):
                 if inode.nlink == 0 and not inode.dead:
-                    self.end_inode(inode, now)
+                    self._reap_orphan(inode.ino, now)
             while self.free_unpinned(now, 1 << 20):
                 pass
             self.alloc.give(self.poison.retired.runs())  # poison ends with the mount

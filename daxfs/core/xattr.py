@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 XATTR_CREATE, XATTR_REPLACE = 1, 2  # <linux/xattr.h>
 XATTR_LIST_MAX = 65536  # bytes that listxattr(2) can return
-XATTR_TOTAL_MAX = 1 << 20  # bytes of all records of an inode: a change rewrites them all
+XATTR_TOTAL_MAX = 1 << 17  # bytes of all records of an inode: a change rewrites them all
 
 
 def get(vol: Volume, inode: Inode, name: bytes) -> bytes:

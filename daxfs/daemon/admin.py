@@ -70,11 +70,18 @@ class Admin:
         return report in self._reports
 
     async def text(self, report: int) -> bytes:
-        """A report as JSON. NoDevice when there is nothing to report on any more."""
-        return json.dumps(await self._reports[report](), indent=1).encode() + b"\n"
+        """A report as JSON, a list with one entry per line. NoDevice when there is nothing to report on any more."""
+        found = await self._reports[report]()
+        if isinstance(found, dict):
+            return json.dumps(found, indent=2).encode() + b"\n"
+        lines, turns = [], Turns()
+        for entry in found:
+            lines.append(json.dumps(entry))
+            await turns.pause()
+        return f"[{(',' + chr(10)).join(lines)}]\n".encode()
 
     def later(self, request: Request, work: Callable[[], Awaitable[bytes]]) -> None:
-        """Answer an ioctl when the work is done."""
+        """Answer a request when the work is done."""
 
         async def task() -> None:
             try:
@@ -88,7 +95,7 @@ class Admin:
             if code:
                 request.error(code)
             else:
-                request.reply_parts([protocol.IOCTL_OUT.pack(0, 0), answer])
+                request.reply(answer)
 
         self.service.start(task)
 
@@ -103,7 +110,8 @@ class Admin:
             raise NoDevice("the device is removed")
 
         async def work() -> bytes:
-            return abi.ADMIN.pack(op, flags, *await self._verbs[op](flags, a, b))
+            done = abi.ADMIN.pack(op, flags, *await self._verbs[op](flags, a, b))
+            return protocol.IOCTL_OUT.pack(0, 0) + done
 
         self.later(request, work)
 

@@ -22,16 +22,18 @@ from daxfs.daemon import holders, protocol, session
 from daxfs.daemon.admin import Admin
 from daxfs.daemon.service import OpenFile, Service, now
 from daxfs.daemon.session import Request
-from daxfs.errors import BadArgument, BadDescriptor, FsError, TryAgain
+from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, TryAgain
 
 _ROOM = abi.PAGE_BYTES - abi.PAGE.size  # bytes of records in a page
+_WITHOUT_DEVICE = {abi.IOC_REPORT, abi.IOC_ADMIN, abi.IOC_NEXT_EVENT}
 
 
 class Control:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._volume = service.volume
-        self._calls: dict[int, Callable[[OpenFile, bytes, Request], bytes]] = {
+        self.admin = Admin(service, self.info)
+        self._calls: dict[int, Callable[[OpenFile, bytes, Request], bytes | None]] = {
             abi.IOC_PIN: self._pin,
             abi.IOC_UNPIN: self._unpin,
             abi.IOC_PIN_RUNS: self._pin_runs,
@@ -41,11 +43,8 @@ class Control:
             abi.IOC_ACK: self._acknowledge,
             abi.IOC_CHANGE: self._change,
             abi.IOC_REPORT: self._report,
-        }
-        self._reports: dict[int, Callable[[], Any]] = {
-            abi.REPORT_INFO: self.info,
-            abi.REPORT_PINS: self.pins,
-            abi.REPORT_BUSY: self.busy,
+            abi.IOC_LABEL: self._label,
+            abi.IOC_ADMIN: self.admin.act,
         }
 
     def ioctl(self, request: Request) -> None:
@@ -56,8 +55,11 @@ class Control:
         argument = bytes(request.body[protocol.IOCTL_IN.size :][:in_size])
         if len(argument) != abi.ioc_size(number):
             raise BadArgument("the ioctl carries another size than its number says")
+        if self.service.gone and number not in _WITHOUT_DEVICE:
+            raise NoDevice("the device is removed")
         answer = call(self.service.file(fh), argument, request)
-        request.reply_parts([protocol.IOCTL_OUT.pack(0, 0), answer])
+        if answer is not None:  # else it comes later
+            request.reply_parts([protocol.IOCTL_OUT.pack(0, 0), answer])
 
     # -- pins --
 
@@ -90,6 +92,12 @@ class Control:
         runs = self._volume.pins.get(file.fh, pin_id).runs
         page = runs[first : first + _ROOM // abi.RUN.size]
         return _page(pin_id, first, len(page), len(runs), b"".join(abi.RUN.pack(*run) for run in page))
+
+    def _label(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        pin_id, text = abi.LABEL.unpack(argument)
+        label = text.rstrip(b"\0").decode("utf-8", "replace")
+        self._volume.pins.get(file.fh, pin_id).label = label
+        return argument
 
     # -- leases, events, changes that do not wait --
 
@@ -146,6 +154,8 @@ class Control:
             ready |= select.POLLIN | select.POLLRDNORM | select.POLLPRI
         elif not holder:
             ready |= select.POLLIN | select.POLLRDNORM
+        if self.service.gone:
+            ready |= select.POLLERR | select.POLLHUP
         if flags & protocol.POLL_SCHEDULE_NOTIFY:
             self.service.pollers.setdefault(fh, set()).add(kh)
         request.reply(protocol.POLL_OUT.pack(ready))
@@ -162,15 +172,21 @@ class Control:
 
     # -- reports --
 
-    def _report(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+    def _report(self, file: OpenFile, argument: bytes, request: Request) -> bytes | None:
         key, first, *_ = abi.PAGE.unpack_from(argument)
-        if key not in self._reports:
+        if key != abi.REPORT_INFO and not self.admin.has(key):
             raise BadArgument(f"no report {key}")
+        if first == 0 and key != abi.REPORT_INFO:
+
+            async def made() -> bytes:
+                file.report = await self.admin.text(key)
+                return protocol.IOCTL_OUT.pack(0, 0) + _text_page(key, 0, file.report)
+
+            self.admin.later(request, made)
+            return None
         if first == 0:
-            file.report = json.dumps(self._reports[key]()).encode()
-        text = file.report
-        page = text[first : first + _ROOM]
-        return _page(key, first, len(page), len(text), page)
+            file.report = json.dumps(self.info()).encode()
+        return _text_page(key, first, file.report)
 
     def info(self) -> dict[str, Any]:
         volume = self._volume
@@ -192,8 +208,14 @@ class Control:
             "failed": volume.failed,
             "abi": abi.ABI_VERSION,
             "version": __version__,
+            "device": self.admin.removal.state,
             "requests": session.counters(),
         }
+
+
+def _text_page(key: int, first: int, text: bytes) -> bytes:
+    page = text[first : first + _ROOM]
+    return _page(key, first, len(page), len(text), page)
 
 
 def _page(key: int, first: int, count: int, total: int, records: bytes) -> bytes:

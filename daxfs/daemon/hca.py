@@ -47,9 +47,9 @@ COMPLETIONS_MAX = 1 << 14
 SGES_MAX = 16
 DELAY_US_MAX = 60_000_000
 
-_ACCESS = functools.reduce(operator.or_, Access)
+_ACCESS = int(functools.reduce(operator.or_, Access))  # plain numbers: ~ of a flag knows only flags
 _REMOTE_FLAGS = Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC
-_SEND_FLAGS = functools.reduce(operator.or_, SendFlag)
+_SEND_FLAGS = int(functools.reduce(operator.or_, SendFlag))
 # Attributes of a pair, in the order of abi_hca.MODIFY_QP: field of Pair, largest value.
 _ATTRIBUTES = (
     (AttrMask.STATE, "state", State.ERR),

@@ -21,6 +21,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FUSEError, InodeT, ModeT, Requ
 from daxfs.core import attributes, layout, namespace
 from daxfs.core.inode import Inode
 from daxfs.core.namespace import Caller
+from daxfs.daemon import virtual
 from daxfs.daemon.protocol import VALID_S, sectors
 from daxfs.daemon.service import WORK_S, Service, now
 from daxfs.errors import Corrupt, FsError
@@ -35,6 +36,10 @@ def _guarded(handler: Handler) -> Handler:
 
     @functools.wraps(handler)
     async def guard(self: Operations, *args: Any) -> Any:
+        if self.service.gone and handler.__name__ != "forget":
+            raise FUSEError(errno.ENODEV)
+        if virtual.refuses(args):
+            raise FUSEError(errno.EOPNOTSUPP if handler.__name__ in ("getxattr", "listxattr") else errno.EPERM)
         try:
             return await handler(self, *args)
         except FUSEError:
@@ -111,6 +116,8 @@ class Operations(pyfuse3.Operations, metaclass=_Guarded):
     async def forget(self, forgotten: Sequence[tuple[InodeT, int]]) -> None:
         turn = time.monotonic()
         for ino, count in forgotten:
+            if virtual.owns(ino) or self.service.gone:
+                continue
             try:
                 self.service.forget(ino, count)
             except FsError as e:

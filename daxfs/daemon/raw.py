@@ -21,6 +21,7 @@ from daxfs.daemon import protocol, session
 from daxfs.daemon.control import Control
 from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
+from daxfs.daemon.virtual import Virtual
 from daxfs.errors import BadArgument, Corrupt, Exists, FsError, LayoutBusy, NoSpace
 
 log = logging.getLogger("daxfs")
@@ -38,6 +39,7 @@ class RawRequests:
         self._volume = service.volume
         self._inode = service.volume.inode
         self._control = Control(service)
+        self._virtual = Virtual(self._control.admin, service.volume.block_size)
 
     def install(self) -> None:
         handlers: dict[int, Callable[[Request], None]] = {
@@ -69,9 +71,15 @@ class RawRequests:
 
     def _translated(self, handler: Callable[[Request], None]) -> Callable[[Request], None]:
         """An FsError becomes an errno; a call that has to wait is kept and answered later."""
-        waiting = self.service.waiting
+        service, waiting, takes = self.service, self.service.waiting, self._virtual.takes
+        removal = self._control.admin.removal
 
         def take(request: Request) -> None:
+            if takes(request):
+                return
+            if service.gone and request.opcode not in (protocol.IOCTL, protocol.POLL):
+                removal.answer(request)
+                return
             try:
                 handler(request)
             except LayoutBusy:
@@ -162,7 +170,7 @@ class RawRequests:
         inode = self._inode(request.nodeid)
         if flags & os.O_TRUNC:
             self._truncate_at_open(request, inode, kill_priv=bool(more & protocol.OPEN_KILL_SUIDGID))
-        request.reply(protocol.OPEN_OUT.pack(self.service.open(inode, flags), FILE_FLAGS))
+        request.reply(protocol.OPEN_OUT.pack(self.service.open(inode, flags, request.pid), FILE_FLAGS))
 
     def _truncate_at_open(self, request: Request, inode: Inode, *, kill_priv: bool) -> None:
         new = attributes.Attributes(size=0, kill_priv=kill_priv, breaker=self._breaker(request))
@@ -192,7 +200,7 @@ class RawRequests:
         self._reply_created(request, inode, flags, b"#%d" % inode.ino)
 
     def _reply_created(self, request: Request, inode: Inode, flags: int, name: bytes) -> None:
-        fh = self.service.open(inode, flags)
+        fh = self.service.open(inode, flags, request.pid)
         self.service.know(inode, request.nodeid, name)
         request.reply(protocol.entry_out(inode, self._volume.block_size) + protocol.OPEN_OUT.pack(fh, FILE_FLAGS))
 

@@ -50,7 +50,8 @@
 /*
  * PIN: in: offset, length (bytes, block aligned), flags. out: id, how many runs, how many blocks. PIN_RUNS has the runs.
  * Errors: EINVAL (misaligned, empty, flags), EACCES (write pin of a read-only descriptor), ENXIO (beyond the end of file),
- * EFAULT (read pin of a hole), EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full).
+ * EFAULT (read pin of a hole), EIO (poisoned blocks), ENODEV (the device is being removed),
+ * EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full).
  */
 struct daxfs_pin {
 	uint64_t offset;
@@ -105,6 +106,7 @@ struct daxfs_run_page {
 };
 DAXFS_SIZE(daxfs_run_page, DAXFS_PAGE_BYTES);
 #define DAXFS_IOC_PIN_RUNS _IOC(_IOC_READ | _IOC_WRITE, DAXFS_IOC_TYPE, 3, DAXFS_PAGE_BYTES)
+
 struct daxfs_extent {
 	uint64_t logical;
 	uint64_t physical;
@@ -122,7 +124,7 @@ DAXFS_SIZE(daxfs_extent_page, DAXFS_PAGE_BYTES);
 #define DAXFS_IOC_EXTENTS _IOC(_IOC_READ | _IOC_WRITE, DAXFS_IOC_TYPE, 4, DAXFS_PAGE_BYTES)
 
 /*
- * PAGES: what struct page would say of each block. key = pin id, first = index of the first block of the pin wanted; or key 0,
+ * PAGES: what struct page would say of each block. key = pin id, first = index of the first block of it wanted; or key 0,
  * first = first logical block of the file wanted, holes are left out. Records of PAGE_STATE; total: blocks of the pin, or 0.
  * pins: FOLL_PIN holders of the block; references: those, FOLL_GET holders, and 1 for the file if it (still) has the block.
  */
@@ -170,7 +172,7 @@ DAXFS_SIZE(daxfs_event, 32);
 #define DAXFS_EVENT_INVALIDATE 1 /* on demand: stop using the range, then ACK */
 #define DAXFS_EVENT_LEASE_BREAK 2 /* somebody waits for the range: unpin, or release the lease */
 #define DAXFS_EVENT_REVOKED 3 /* the pin's access is gone; unpin it */
-#define DAXFS_EVENT_DEVICE_REMOVE 4 /* the device goes away: unpin everything */
+#define DAXFS_EVENT_DEVICE_REMOVE 4 /* the device goes away: unpin everything (pin id 0) */
 #define DAXFS_EVENT_POISON 5 /* the medium failed under the range */
 
 /*
@@ -184,7 +186,8 @@ DAXFS_SIZE(daxfs_ack, 16);
 #define DAXFS_IOC_ACK _IOWR(DAXFS_IOC_TYPE, 8, struct daxfs_ack)
 
 /*
- * ADMIN: for root and for whoever mounted. in: op, flags, two arguments. Errors: EPERM, EINVAL, ENOENT.
+ * ADMIN: for root and for whoever mounted. in: op, flags, two arguments; a and b come back with an answer.
+ * Errors: EPERM, EINVAL, ENOENT, ENODEV (the device is removed).
  */
 struct daxfs_admin {
 	uint32_t op;
@@ -194,11 +197,22 @@ struct daxfs_admin {
 };
 DAXFS_SIZE(daxfs_admin, 24);
 #define DAXFS_IOC_ADMIN _IOWR(DAXFS_IOC_TYPE, 9, struct daxfs_admin)
-#define DAXFS_ADMIN_RELEASE_PIN 1 /* a: pin id. Its holder gets EVENT_REVOKED; blocks that it may still have mapped stay busy */
-#define DAXFS_ADMIN_REAP_BUSY 2 /* release survivors whose holders are gone, free what is due; a, out: blocks freed */
-#define DAXFS_ADMIN_DEVICE_REMOVE 3 /* a: milliseconds to drain; flags ADMIN_FORCE: revoke at once */
-#define DAXFS_ADMIN_POISON 4 /* a: first block, b: count */
-#define DAXFS_ADMIN_CLEAR_POISON 5
+
+/*
+ * RELEASE_PIN, a: pin id. Its holder gets EVENT_REVOKED; blocks that it may still have mapped stay with it till it closes.
+ * A survivor (of an earlier daemon) goes for good when its holder has ended, or with ADMIN_FORCE; else EBUSY. out: a: 1 if
+ * it went for good, b: blocks that it keeps.
+ */
+#define DAXFS_ADMIN_RELEASE_PIN 1
+#define DAXFS_ADMIN_REAP_BUSY 2 /* release survivors whose holders have ended, free what is due; out: blocks freed, survivors released */
+
+/*
+ * DEVICE_REMOVE, a: milliseconds to drain (ADMIN_FORCE: none, revoke at once). It goes on after the call; REPORT_DEVICE
+ * shows how far it is. Again: the earlier end counts. out: a: pins that are left.
+ */
+#define DAXFS_ADMIN_DEVICE_REMOVE 3
+#define DAXFS_ADMIN_POISON 4 /* a: first block, b: count; out: a: files that have some of them, b: 1 if metadata is among them */
+#define DAXFS_ADMIN_CLEAR_POISON 5 /* likewise */
 #define DAXFS_ADMIN_FORCE 1
 
 /*
@@ -221,6 +235,17 @@ DAXFS_SIZE(daxfs_change, 24);
  * HCA: the simulated RDMA adapter; its calls are in abi_hca.py.
  */
 #define DAXFS_IOC_HCA _IOC(_IOC_READ | _IOC_WRITE, DAXFS_IOC_TYPE, 11, DAXFS_PAGE_BYTES)
+
+/*
+ * LABEL: a name of the holder's own for one of its pins, for whoever looks at the list. in: pin id, UTF-8 up to the first
+ * NUL. Errors: ENOENT.
+ */
+struct daxfs_label {
+	uint64_t id;
+	char text[56];
+};
+DAXFS_SIZE(daxfs_label, 64);
+#define DAXFS_IOC_LABEL _IOWR(DAXFS_IOC_TYPE, 13, struct daxfs_label)
 
 /*
  * Reports of the daemon, as JSON (UTF-8): `first` is a byte offset into the text, the records are bytes, `total` its length.

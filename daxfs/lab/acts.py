@@ -354,10 +354,10 @@ def take_space(path: str, length_max: int) -> int:
 
 
 def take_rest(path: str, other: str, blocks: int) -> None:
-    """The last free blocks are kept for metadata. Give some of a full file back and take as many for another one, block by
-    block: the allocator goes on where it was, so those that were left come first."""
+    """The last free blocks are kept for metadata. Cut some off a full file and take as many for another one, block by block:
+    the allocator goes on where it was, so those that were left come first."""
     size = os.statvfs(path).f_frsize
-    punch(path, 0, blocks * size)
+    truncate(path, max(0, os.stat(path).st_size - blocks * size))
     fd = os.open(other, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         for n in range(blocks):
@@ -414,3 +414,16 @@ def statfs(path: str) -> tuple[int, int]:
     found = os.statvfs(path)
     return found.f_blocks, found.f_bfree
 
+
+
+def close_without_unpin(file: int) -> None:
+    """Unmap and close the descriptor as a program would that has never heard of unpin."""
+    for pin in [pin for pin in _pins.values() if pin.file is _files[file]]:
+        pin.detach()
+    os.close(file)
+    del _files[file]
+
+
+def reported_pins(mount: str) -> list[dict[str, object]]:
+    """All pins of a mount."""
+    return client.pins(mount)

@@ -95,9 +95,11 @@ def _finish(place: Place) -> None:
     report = check(place.image)
     if report.errors:
         raise Unseen("fsck of the image: " + "; ".join(str(finding) for finding in report.findings[:3]))
-    text = Path(place.log).read_text(errors="replace")
-    if any(word in text for word in _TROUBLE):
-        raise Unseen(f"the daemon's log has trouble:\n{text[-3000:]}")
+    lines = Path(place.log).read_text(errors="replace").splitlines()
+    trouble = [line for line in lines if any(word in line for word in _TROUBLE)]
+    if trouble:
+        bug = next((line for line in lines if line.partition(":")[0].endswith("Error")), "")
+        raise Unseen(f"the daemon's log has {len(trouble)} lines of trouble: {trouble[0]} {bug}".strip())
 
 
 def _remove(place: Place) -> None:

@@ -22,8 +22,9 @@ from daxfs.lab.place import Place
 from daxfs.lab.processes import Died, Unseen, Zygote
 from daxfs.lab.scenario import EVERY, SCENARIOS, Lab, NotApplicable, Scenario
 
+REASON_MAX = 600  # characters
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "n/a"
-CATALOGUE = ("truncate", "waiting", "punch", "names")
+CATALOGUE = ("truncate", "waiting", "punch", "names", "holders", "revocable")
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def run_one(scenario: Scenario, policy: str, rooms: Rooms, zygote: Zygote) -> Re
     def result(outcome: str, reason: str = "") -> Result:
         code = errno.errorcode.get(lab.errno, str(lab.errno)) if lab and lab.errno else ""
         seconds = round(time.monotonic() - started, 3)
-        return Result(scenario.name, policy, outcome, code, seconds, reason, tuple(lab.log) if lab else ())
+        why = " ".join(reason.split())[:REASON_MAX]
+        return Result(scenario.name, policy, outcome, code, seconds, why, tuple(lab.log) if lab else ())
 
     if policy not in scenario.sees:
         return result(NOT_APPLICABLE, f"it says nothing about policy {policy}")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-from pathlib import Path
 
 import pytest
 import trio
 
 from daxfs import client
 from daxfs.client import EventType, PinError, aio
-from tests.client.test_events import a_file, another_holder, truncating
+from tests.client.test_events import a_file, another_holder, punching, truncating
 from tests.mount.conftest import Maker
 from tests.mount.harness import Mounted, eventually
 
@@ -96,7 +94,7 @@ async def test_a_late_pin_is_given_back(waiting_mount: Mounted) -> None:
     path = a_file(waiting_mount)
     with trio.fail_after(20), another_holder(path, 2 * BLOCK, BLOCK) as let_go:
         async with aio.open(path, "r+") as file:
-            change = subprocess.Popen(["fallocate", "-p", "-o", str(2 * BLOCK), "-l", str(BLOCK), path])
+            change = punching(path, 2 * BLOCK, BLOCK)
             await trio.sleep(0.3)
             with trio.move_on_after(0.1) as scope:
                 await file.pin(0, 4 * BLOCK, write=True)

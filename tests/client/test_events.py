@@ -34,6 +34,10 @@ def truncating(path: Path, size: int = 0) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["truncate", "-s", str(size), path])
 
 
+def punching(path: Path, offset: int, length: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["fallocate", "--punch-hole", "-o", str(offset), "-l", str(length), path])
+
+
 @contextmanager
 def another_holder(path: Path, offset: int, length: int) -> Iterator[Callable[[], None]]:
     """A process that pins a range. What comes back lets it go."""

@@ -35,7 +35,7 @@ def test_the_reserve_is_for_metadata(alloc: Allocator) -> None:
     assert alloc.free.blocks == 0
 
 
-@pytest.mark.parametrize(("blocks", "reserve"), [(256, 8), (1024, 16), (1 << 14, 256), (1 << 30, 256)])
+@pytest.mark.parametrize(("blocks", "reserve"), [(10, 2), (256, 8), (1024, 16), (1 << 14, 256), (1 << 30, 256)])
 def test_how_large_the_reserve_is(blocks: int, reserve: int) -> None:
     assert Allocator(0, blocks).reserve == reserve
 

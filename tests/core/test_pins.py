@@ -342,7 +342,7 @@ def test_eight_hundred_alternate_busy_blocks(vol: Volume) -> None:
     assert vol.alloc.available == 0
     holding.release_owner(vol, 1)
     drain(vol)
-    assert vol.alloc.available == 400
+    assert vol.alloc.available == 400 - len(inode.map.leaf_blocks())  # which came out of the reserve
 
 
 # -- the table --

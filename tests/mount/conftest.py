@@ -15,6 +15,8 @@ import pytest
 
 from tests.mount import syscalls
 from tests.mount.harness import WATCHDOG_S, Mounted, alive, eventually, mounts_below
+from tests.mount.holder import Holder
+from tests.mount.pincase import Case
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -148,3 +150,20 @@ def peer(base: Path) -> Iterator[Path]:
 def shared_peer(base: Path) -> Iterator[Path]:
     with tmpfs(base / f"tmpfs-{uuid.uuid4().hex[:8]}") as path:
         yield path
+
+
+@pytest.fixture
+def holder() -> Iterator[Holder]:
+    with Holder() as process:
+        yield process
+
+
+@pytest.fixture
+def case(mount: Mounted, holder: Holder) -> Case:
+    return Case(mount, holder)
+
+
+@pytest.fixture
+def small(make_mount: Maker, holder: Holder) -> Case:
+    """On a volume that is quickly filled."""
+    return Case(make_mount(size="8M"), holder)

@@ -224,7 +224,7 @@ class Exerciser:
 
     # -- comparing --------------------------------------------------------------------------------------------------
 
-    def compare(self, subject: Subject, at: int, got: bytes, length: int, how: str) -> None:
+    def compare(self, subject: Subject, at: int, got: bytes | bytearray, length: int, how: str) -> None:
         want = subject.data[at : at + length]
         if got == want:
             return

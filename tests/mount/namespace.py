@@ -223,7 +223,11 @@ class NamespaceExerciser:
         return f"truncate {path!r} {size}", lambda root: os.truncate(root + path, size)
 
     def write(self) -> tuple[str, Work]:
-        path, data, at = self.path(stat.S_IFREG), self.random.randbytes(self.random.randint(1, 9000)), self.random.choice((0, 100, 9000))
+        path, data, at = (
+            self.path(stat.S_IFREG),
+            self.random.randbytes(self.random.randint(1, 9000)),
+            self.random.choice((0, 100, 9000)),
+        )
 
         def work(root: bytes) -> object:
             fd = os.open(root + path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
@@ -261,7 +265,10 @@ class NamespaceExerciser:
         return f"utimens {path!r} {times} follow={follow}", work
 
     def setxattr(self) -> tuple[str, Work]:
-        path, name = self.path(), self.random.choice(("user.a", "user.b", "trusted.t", "user." + "n" * 250, "bad.x", "user.", "user"))
+        path, name = (
+            self.path(),
+            self.random.choice(("user.a", "user.b", "trusted.t", "user." + "n" * 250, "bad.x", "user.", "user")),
+        )
         value, flags = self.random.randbytes(self.random.choice((0, 1, 10, 300, 3000))), self.random.choice((0, 0, 1, 2))
         return f"setxattr {path!r} {name} {len(value)} {flags}", lambda root: os.setxattr(root + path, name, value, flags)
 
@@ -276,7 +283,12 @@ class NamespaceExerciser:
         users = sorted(self.random.sample((1000, 1001, 1002), self.random.randint(0, 2)))
         groups = sorted(self.random.sample((1000, 2000), self.random.randint(0, 1)))
         none = 0xFFFFFFFF
-        entries = [(1, pick(8), none), *((2, pick(8), u) for u in users), (4, pick(8), none), *((8, pick(8), g) for g in groups)]
+        entries = [
+            (1, pick(8), none),
+            *((2, pick(8), u) for u in users),
+            (4, pick(8), none),
+            *((8, pick(8), g) for g in groups),
+        ]
         if users or groups or pick(3) == 0:
             entries.append((0x10, pick(8), none))
         entries.append((0x20, pick(8), none))
@@ -306,7 +318,9 @@ def kind(entry: os.DirEntry[bytes]) -> str:
     """From d_type alone, without a stat."""
     if entry.is_symlink():
         return "symlink"
-    return "directory" if entry.is_dir(follow_symlinks=False) else "file" if entry.is_file(follow_symlinks=False) else "special"
+    return (
+        "directory" if entry.is_dir(follow_symlinks=False) else "file" if entry.is_file(follow_symlinks=False) else "special"
+    )
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 A probe is a function of a `Recorder`; it runs with the directory as its current directory and uses relative names, so that
 answers can be compared as they are. `t(function, ...)` notes the value or the errno name and goes on; `t.note(label, value)`
-notes anything else. What legitimately differs between file systems (inode numbers, block counts, directory sizes) is not noted.
+notes anything else. What may differ between file systems (inode numbers, block counts, directory sizes) is not noted.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def look(path: str | bytes | int, *, times: bool = False) -> dict[str, object]:
     return seen
 
 
-def tree(root: str | bytes = b".", *, xattrs: bool = True) -> dict[bytes, dict[str, object]]:
+def tree(root: str | bytes | os.PathLike[str] = b".", *, xattrs: bool = True) -> dict[bytes, dict[str, object]]:
     """Everything below a directory: attributes, contents, link targets, xattrs, and which names are one inode."""
     found: dict[bytes, dict[str, object]] = {}
     first: dict[int, bytes] = {}

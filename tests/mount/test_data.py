@@ -1,4 +1,4 @@
-"""Reading and writing: the same probes on daxfs and on tmpfs, and what tmpfs cannot do (zero range) against plain expectations."""
+"""Reading and writing: the same probes on daxfs and on tmpfs; what tmpfs cannot do (zero range) against expectations."""
 
 from __future__ import annotations
 
@@ -97,7 +97,15 @@ def seeking(t: Recorder) -> None:
 def punching(t: Recorder) -> None:
     fd = os.open("f", os.O_RDWR | os.O_CREAT, 0o600)
     data = pattern(10 * BLOCK + 77)
-    for at, length in ((0, 1), (0, BLOCK), (BLOCK - 1, 2), (3 * BLOCK, 2 * BLOCK), (10, 9 * BLOCK), (9 * BLOCK, 1 << 40), (0, 1 << 62)):
+    for at, length in (
+        (0, 1),
+        (0, BLOCK),
+        (BLOCK - 1, 2),
+        (3 * BLOCK, 2 * BLOCK),
+        (10, 9 * BLOCK),
+        (9 * BLOCK, 1 << 40),
+        (0, 1 << 62),
+    ):
         os.pwrite(fd, data, 0)
         t(syscalls.fallocate, fd, PUNCH, at, length)
         t(os.pread, fd, len(data) + 10, 0)
@@ -124,7 +132,14 @@ def allocating(t: Recorder) -> None:
 def copying(t: Recorder) -> None:
     a, b = (os.open(n, os.O_RDWR | os.O_CREAT, 0o600) for n in "ab")
     os.pwrite(a, pattern(5 * BLOCK + 99), 0)
-    for args in ((0, 0, 10), (1, BLOCK - 1, BLOCK), (0, 0, 1 << 40), (5 * BLOCK, 20 * BLOCK, BLOCK), (6 * BLOCK, 0, 10), (0, 7, 0)):
+    for args in (
+        (0, 0, 10),
+        (1, BLOCK - 1, BLOCK),
+        (0, 0, 1 << 40),
+        (5 * BLOCK, 20 * BLOCK, BLOCK),
+        (6 * BLOCK, 0, 10),
+        (0, 7, 0),
+    ):
         t.note(f"copy {args}", syscalls.copy_range(a, args[0], b, args[1], args[2]))
         t(contents, "b")
     t.note("within", syscalls.copy_range(a, 0, a, 3 * BLOCK, BLOCK))
@@ -195,10 +210,10 @@ def nameless(t: Recorder) -> None:
     t(parity.look, fd)
     t(os.write, fd, pattern(BLOCK + 1))
     t(os.listdir, "d")
-    t.note("link", syscalls.link_fd(fd, "d/named"))
+    t(syscalls.link_fd, fd, "d/named")
     t(parity.look, "d/named")
     t(contents, "d/named")
-    t.note("link again", syscalls.link_fd(fd, "again"))
+    t(syscalls.link_fd, fd, "again")
     t(parity.look, fd)
     os.close(fd)
     t(contents, "again")
@@ -325,11 +340,12 @@ def syncing(t: Recorder) -> None:
     t(os.write, fd, pattern(10_000))
     for call in (os.fsync, os.fdatasync, syscalls.syncfs):
         t.note(call.__name__, call(fd))
-    t.note("sync_file_range", syscalls.sync_file_range(fd, 0, 4096))
-    t.note("advice", [os.posix_fadvise(fd, 0, 0, advice) for advice in range(6)])
+    t(syscalls.sync_file_range, fd, 0, 4096)
+    for advice in range(6):
+        t(os.posix_fadvise, fd, 0, 0, advice)
     os.close(fd)
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-    t.note("fsync of a directory", os.fsync(fd))
+    t(os.fsync, fd)
     os.close(fd)
     t(contents, "f")
 
@@ -373,7 +389,14 @@ def test_zero_range(mount: Mounted, keep: int) -> None:
     """Whole blocks become unwritten, edges are zeroed, the rest stays; the size grows unless it is kept."""
     data = pattern(10 * BLOCK)
     path = mount.path / "f"
-    for at, length in ((0, 1), (1, BLOCK), (BLOCK, BLOCK), (BLOCK + 7, 5 * BLOCK), (9 * BLOCK + 1, 3 * BLOCK), (20 * BLOCK, 10)):
+    for at, length in (
+        (0, 1),
+        (1, BLOCK),
+        (BLOCK, BLOCK),
+        (BLOCK + 7, 5 * BLOCK),
+        (9 * BLOCK + 1, 3 * BLOCK),
+        (20 * BLOCK, 10),
+    ):
         path.write_bytes(data)
         with open(path, "r+b") as file:
             syscalls.fallocate(file.fileno(), syscalls.ZERO_RANGE | keep, at, length)

@@ -21,6 +21,7 @@ from tests.mount.harness import Mounted
 LONG = b"n" * 255
 TOO_LONG = b"n" * 256
 TOO_LONG_PATH = b"/".join([b"d" * 100] * 41)
+VALID_ACL = bytes.fromhex("02000000 01000700ffffffff 04000700ffffffff 20000700ffffffff")
 Row = tuple[str, Callable[..., Any], tuple[Any, ...]]
 
 
@@ -268,7 +269,7 @@ ROWS: list[Row] = [
     ("EPERM", os.setxattr, ("device", "user.a", b"")),
     ("ENODATA", os.getxattr, ("fifo", "user.a")),
     ("ENODATA", os.getxattr, ("file", "system.posix_acl_access")),
-    ("EACCES", os.setxattr, ("file", "system.posix_acl_default", bytes.fromhex("02000000 01000700ffffffff 04000700ffffffff 20000700ffffffff"))),
+    ("EACCES", os.setxattr, ("file", "system.posix_acl_default", VALID_ACL)),
     ("EINVAL", os.setxattr, ("file", "system.posix_acl_access", b"\2\0\0\0odd")),
     ("EOPNOTSUPP", os.setxattr, ("file", "system.posix_acl_access", bytes.fromhex("03000000"))),
     # readlink, directories
@@ -336,7 +337,7 @@ USER_ROWS: list[Row] = [
     ("EPERM", os.setxattr, ("mine", "trusted.a", b"")),
     ("ENODATA", os.getxattr, ("mine", "trusted.a")),
     ("EPERM", os.setxattr, ("sticky", "user.a", b"")),
-    ("EPERM", os.setxattr, ("readable", "system.posix_acl_access", bytes.fromhex("02000000 01000700ffffffff 04000700ffffffff 20000700ffffffff"))),
+    ("EPERM", os.setxattr, ("readable", "system.posix_acl_access", VALID_ACL)),
     ("EPERM", opened, (R | os.O_NOATIME, "readable")),
     ("ok", opened, (R | os.O_NOATIME, "mine")),
     ("EACCES", os.execv, ("program", ["program"])),

@@ -32,7 +32,8 @@ def test_four_at_once(make_mount: Maker) -> None:
     for number, seed in enumerate((*SEEDS, fresh, fresh + 1)):
         directory = mounted.path / f"exerciser-{number}"
         directory.mkdir()
-        command = [sys.executable, "-m", "tests.mount.exerciser", directory, "--seed", str(seed), "--operations", str(OPERATIONS)]
+        command = [sys.executable, "-m", "tests.mount.exerciser", str(directory)]
+        command += ["--seed", str(seed), "--operations", str(OPERATIONS)]
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         running.append(process)
     answers = [process.communicate()[0] for process in running]

@@ -1,4 +1,4 @@
-"""Names, links and directories: odd names, rename in all its forms, listings under change, many entries; locks and sockets."""
+"""Names, links and directories: odd names, every rename, listings under change, many entries; locks and sockets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ def types(t: Recorder) -> None:
             t(parity.look, name)
     os.mkdir("dir")
     os.symlink("x", "symlink")
-    t.note("entry types", sorted((e.name, e.is_dir(follow_symlinks=False), e.is_file(follow_symlinks=False), e.is_symlink()) for e in os.scandir(".")))
+    t.note(
+        "entry types",
+        sorted(
+            (e.name, e.is_dir(follow_symlinks=False), e.is_file(follow_symlinks=False), e.is_symlink())
+            for e in os.scandir(".")
+        ),
+    )
 
 
 def renaming(t: Recorder) -> None:
@@ -64,8 +70,8 @@ def renaming(t: Recorder) -> None:
             (os.rmdir if stat.S_ISDIR(os.lstat(path).st_mode) else os.unlink)(path)
 
     moves = (
-        ("f", "g"), ("f", "new"), ("f", "hard"), ("f", "link"), ("link", "f"), ("d", "empty"), ("d", "full"), ("d", "new"),
-        ("d/in", "in"), ("full/in", "d/in"), ("f", "d/in/f"), ("d", "d/in/x"), ("f", "empty"), ("d", "f"), ("hard", "d/hard"),
+        ("f", "g"), ("f", "new"), ("f", "hard"), ("f", "link"), ("link", "f"), ("d", "empty"), ("d", "full"),
+        ("d", "new"), ("d/in", "in"), ("full/in", "d/in"), ("f", "d/in/f"), ("d", "d/in/x"), ("f", "empty"), ("d", "f"), ("hard", "d/hard"),
     )  # fmt: skip
     for flags in (0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE):
         for old, new in moves:
@@ -190,7 +196,9 @@ def locks(t: Recorder) -> None:
     for start, length in ((0, 20), (10, 11), (25, 1), (29, 5), (30, 1)):
         t.note(f"fcntl [{start}, +{length})", (attempt(fcntl.LOCK_EX, start, length), attempt(fcntl.LOCK_SH, start, length)))
     query = struct.pack("hhqqixxxx", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    found = parity.in_child(lambda: struct.unpack("hhqqixxxx", fcntl.fcntl(os.open("f", os.O_RDWR), fcntl.F_GETLK, query))[:4])
+    found = parity.in_child(
+        lambda: struct.unpack("hhqqixxxx", fcntl.fcntl(os.open("f", os.O_RDWR), fcntl.F_GETLK, query))[:4]
+    )
     t.note("F_GETLK", found)
     os.close(other)  # any close of the file drops a process's fcntl locks
     t.note("after a close", attempt(fcntl.LOCK_EX, 20, 10))

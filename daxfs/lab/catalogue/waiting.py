@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from daxfs import abi
@@ -144,10 +145,11 @@ def waiter_interrupted(lab: Lab) -> None:
     p = lab.holder(path).pin()
     caller = lab.process()
     caller.do(acts.handle_signal, int(signal.SIGUSR1))
-    calls = [lambda: caller.start(acts.truncate, path, 0), lambda: caller.start(acts.punch, path, 0, BLOCK),
-             lambda: caller.start(acts.open_truncating, path)]  # fmt: skip
-    for call in calls:
-        pending = call()
+    calls: list[tuple[Callable[..., None], tuple[object, ...]]] = [
+        (acts.truncate, (path, 0)), (acts.punch, (path, 0, BLOCK)), (acts.open_truncating, (path,))
+    ]  # fmt: skip
+    for function, arguments in calls:
+        pending = caller.start(function, *arguments)
         lab.waits(pending)
         caller.send_signal(signal.SIGUSR1)
         lab.fails(errno.EINTR, pending, 1.0)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from daxfs.cli.device import FillEngine
+from daxfs.cli.engine import FillEngine
 
 LENGTH = (2 << 20) + 4096  # more than one piece, and not a multiple of one
 

@@ -1,0 +1,223 @@
+"""Holders of pins: how they end, share and pass pins on, and which pins are refused (S53 ... S58 of the catalogue)."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daxfs import abi, client
+from tests.mount.holder import Holder, HolderError
+from tests.mount.pincase import BLOCK, DATA, PUNCH, Case, fallocate, pattern
+
+# -- holders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["exit", "SIGKILL", "segv"])
+def test_s53_the_end_of_a_holder_releases_its_pins(case: Case, how: str) -> None:
+    free = case.info()["free"]
+    case.p.pin(case.a, 0, 8)
+    os.truncate(case.a, 0)
+    assert case.info()["busy"] == 8
+    if how == "segv":
+        case.p.tell("crash")
+        assert case.p.process.wait(10) == -signal.SIGSEGV
+    else:
+        case.p.end(signal.SIGTERM if how == "exit" else signal.SIGKILL)
+    case.settled(free + 8)
+
+
+def test_s53_a_stopped_holder_keeps_its_pins(case: Case) -> None:
+    case.p.pin(case.a, 0, 8)
+    os.kill(case.p.pid, signal.SIGSTOP)
+    os.truncate(case.a, 0)
+    time.sleep(0.3)
+    assert case.info()["busy"] == 8
+    (listed,) = client.pins(case.mount.path)
+    assert listed["pid"] == case.p.pid
+    os.kill(case.p.pid, signal.SIGCONT)
+    assert case.p.read(length=8 * BLOCK) == DATA
+    case.p("unpin")
+    case.settled()
+
+
+def test_s54_a_pin_goes_with_the_descriptor_to_another_process(case: Case, tmp_path: Path) -> None:
+    free = case.info()["free"]
+    socket_path = str(tmp_path / "socket")
+    with Holder() as q:
+        case.p.pin(case.a, 0, 8)
+        q.tell("receive", socket_path=socket_path)
+        assert q.answer() == "listening"
+        case.p("send", socket_path=socket_path)
+        q.answer()
+        case.p.end(signal.SIGKILL)
+        os.truncate(case.a, 0)
+        time.sleep(0.2)
+        assert case.info()["busy"] == 8, "the pin lives with the description"
+        (listed,) = client.pins(case.mount.path)
+        assert listed["pid"] == q.pid
+        q.end(signal.SIGKILL)
+        case.settled(free + 8)
+
+
+def test_s55_a_fork_shares_the_pin(case: Case) -> None:
+    free = case.info()["free"]
+    case.p.pin(case.a, 0, 8)
+    child = case.p("fork")
+    os.truncate(case.a, 0)
+    case.p("reap", pid=child, how=signal.SIGTERM)
+    time.sleep(0.2)
+    assert case.info()["busy"] == 8, "a child's exit releases nothing"
+    child = case.p("fork")
+    case.p.end(signal.SIGKILL)
+    time.sleep(0.2)
+    assert case.info()["busy"] == 8, "the child has the description"
+    os.kill(child, signal.SIGKILL)
+    case.settled(free + 8)
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["cloexec", "kept"])
+def test_s56_exec(case: Case, keep: bool) -> None:
+    free = case.info()["free"]
+    case.p.pin(case.a, 0, 8)
+    os.truncate(case.a, 0)
+    case.p("exec", keep=keep)
+    if keep:
+        time.sleep(0.3)
+        assert case.info()["busy"] == 8
+        case.p.end(signal.SIGKILL)
+    case.settled(free + 8)
+
+
+def test_s57_unmapping_or_closing_a_copy_releases_nothing(case: Case) -> None:
+    free = case.info()["free"]
+    case.p.pin(case.a, 0, 8)
+    copy = case.p("dup")
+    os.truncate(case.a, 0)
+    case.p("unmap")
+    case.p("close")
+    time.sleep(0.2)
+    assert case.info()["busy"] == 8
+    case.p("close_fd", fd=copy)
+    case.settled(free + 8)
+
+
+def refused(holder: Holder, path: Path, **words: Any) -> str:
+    try:
+        holder("pin", path=str(path), **words)
+    except HolderError as problem:
+        return problem.name
+    return "ok"
+
+
+def test_s58_pins_that_are_refused(case: Case) -> None:
+    fallocate(case.a, PUNCH, 3 * BLOCK, BLOCK)
+    (case.mount.path / "empty").write_bytes(b"")
+    pin = abi.FOLL_PIN
+    rows: list[tuple[str, dict[str, Any]]] = [
+        ("EACCES", {"offset": 0, "length": BLOCK, "write": True, "mode": "r"}),
+        ("EINVAL", {"offset": 1, "length": BLOCK}),
+        ("EINVAL", {"offset": 0, "length": 100}),
+        ("EINVAL", {"offset": 0, "length": 0}),
+        ("ENXIO", {"offset": 8 * BLOCK, "length": BLOCK}),
+        ("ENXIO", {"offset": 7 * BLOCK, "length": 2 * BLOCK}),
+        ("ENXIO", {"offset": 1 << 62, "length": BLOCK}),
+        ("ENXIO", {"offset": (1 << 64) - BLOCK, "length": BLOCK}),
+        ("EFAULT", {"offset": 3 * BLOCK, "length": BLOCK}),
+        ("EFAULT", {"offset": 0, "length": 8 * BLOCK}),
+        ("EINVAL", {"offset": 0, "length": BLOCK, "flags": 0}),
+        ("EINVAL", {"offset": 0, "length": BLOCK, "flags": pin | abi.FOLL_GET}),
+        ("EINVAL", {"offset": 0, "length": BLOCK, "flags": abi.FOLL_LONGTERM}),
+        ("EINVAL", {"offset": 0, "length": BLOCK, "flags": pin | 1 << 30}),
+        ("ok", {"offset": 0, "length": BLOCK, "flags": abi.FOLL_GET}),
+        ("ok", {"offset": 0, "length": BLOCK, "flags": pin | abi.FOLL_LONGTERM}),
+        ("ok", {"offset": 7 * BLOCK, "length": BLOCK, "mode": "r"}),
+        ("ok", {"offset": 2 * BLOCK, "length": 3 * BLOCK, "write": True}),  # a write pin fills the hole
+    ]
+    wrong = [
+        f"{words}: {got}, should be {want}" for want, words in rows if (got := refused(case.p, case.a, **words)) != want
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert case.a.read_bytes() == DATA[: 3 * BLOCK] + bytes(BLOCK) + DATA[4 * BLOCK :]
+    assert refused(case.p, case.mount.path / "empty", offset=0, length=BLOCK) == "ENXIO"
+    assert refused(case.p, case.mount.path, offset=0, length=BLOCK, mode="r") in ("EISDIR", "EINVAL")
+    case.p.end()
+    case.settled()
+
+
+def test_s58_raw_ioctls_that_are_wrong(case: Case) -> None:
+    """What the client library would not send: reserved fields, unpin of a stranger's pin, runs of no pin."""
+    held = case.p.pin(case.a, 0, 1)
+    with open(case.a, "r+b") as file:
+        fd = file.fileno()
+        for want, number, data in (
+            (errno.EINVAL, abi.IOC_PIN, abi.PIN.pack(0, BLOCK, abi.FOLL_PIN, 1, 0, 0, 0)),
+            (errno.ENOENT, abi.IOC_UNPIN, abi.UNPIN.pack(held["id"], 0, 0)),
+            (errno.ENOENT, abi.IOC_UNPIN, abi.UNPIN.pack(1 << 60, 0, 0)),
+            (errno.EINVAL, abi.IOC_UNPIN, abi.UNPIN.pack(held["id"], 8, 0)),
+            (errno.ENOENT, abi.IOC_PIN_RUNS, abi.PAGE.pack(held["id"], 0, 0, 0).ljust(abi.PAGE_BYTES, b"\0")),
+            (errno.EINVAL, abi.IOC_REPORT, abi.PAGE.pack(99, 0, 0, 0).ljust(abi.PAGE_BYTES, b"\0")),
+            (errno.ENOTTY, abi.IOC_PIN + 100, bytes(abi.PIN.size)),
+        ):
+            with pytest.raises(OSError) as caught:
+                fcntl.ioctl(fd, number, bytearray(data))
+            assert caught.value.errno == want, (hex(number), data[:16])
+    assert len(client.pins(case.mount.path)) == 1
+
+
+def test_a_write_pin_of_a_hole_allocates_zeroed_blocks(case: Case) -> None:
+    path = case.mount.path / "hole"
+    with open(path, "wb") as file:
+        file.truncate(10 * BLOCK)
+    held = case.p.pin(path, 2, 5, write=True)
+    assert sum(count for _, count in held["runs"]) == 5
+    assert os.stat(path).st_blocks == 5 * 8
+    assert case.p.read(length=5 * BLOCK) == bytes(5 * BLOCK)
+    case.p.write(b"dma", at=BLOCK)
+    assert path.read_bytes() == (bytes(3 * BLOCK) + b"dma").ljust(10 * BLOCK, b"\0")
+
+
+def test_unpin_of_a_written_pin_moves_mtime(case: Case) -> None:
+    """Dirtying goes through the file system (O2)."""
+    case.p.pin(case.a, 0, 1, write=True)
+    old = os.stat(case.a).st_mtime_ns
+    time.sleep(0.01)
+    case.p.write(b"dma")
+    case.p("unpin", dirty=True)
+    assert os.stat(case.a).st_mtime_ns > old
+
+
+def test_umount_with_live_pins_is_refused(case: Case) -> None:
+    """The holder's descriptor is open (S43); afterwards it works."""
+    case.p.pin(case.a, 0, 1)
+    with pytest.raises(AssertionError, match="in use"):
+        case.mount.umount()
+    case.p.end()
+    case.mount.umount()
+    case.mount.mount()
+    assert case.a.read_bytes() == DATA
+
+
+def test_a_fragmented_pin_is_one_contiguous_view(case: Case) -> None:
+    """Blocks that are scattered over the image, many more than one page of runs has."""
+    path, other = case.mount.path / "scattered", case.mount.path / "between"
+    count = 1200
+    with open(path, "wb", buffering=0) as a, open(other, "wb", buffering=0) as b:
+        for n in range(count):
+            a.write(pattern(n))
+            b.write(b"b" * BLOCK)
+    held = case.p.pin(path, 0, count)
+    assert sum(n for _, n in held["runs"]) == count
+    assert len(held["runs"]) > 510, "not fragmented: the test tests nothing"
+    for n in (0, 1, 509, 510, 511, count - 1):
+        assert case.p.read(at=n * BLOCK) == pattern(n)
+    os.unlink(path)
+    assert len(case.busy_blocks()) in (0, count), "busy, or still in the unlinked file"
+    assert stat.S_ISREG(os.stat(other).st_mode)
