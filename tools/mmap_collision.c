@@ -7,9 +7,9 @@
  *
  * Four loops, one second each: punch a hole, zero the range, truncate to nothing, and collapse (FUSE has none: truncate by open).
  * In each loop two threads read SOURCE into the target with O_DIRECT and then change the layout under each other's reads, while a
- * neighbour writes a file of its own (FILE.neighbour) over and over, which gets the blocks that become free, and reads it back.
+ * neighbour writes files of its own (FILE.neighbour-N) over and over, which get the blocks that become free, and reads them back.
  *
- * It ends with 1 at the first byte that is not the neighbour's in the neighbour's file, at a byte in a pinned block that is
+ * It ends with 1 at the first byte that is not the neighbour's in one of those files, at a byte in a pinned block that is
  * neither SOURCE's nor zero, and at an error that no race explains. Output: a line for each loop with the number of its rounds.
  */
 #define _GNU_SOURCE
@@ -28,7 +28,8 @@
 
 #define BLOCK 4096
 #define LENGTH (4 * BLOCK)
-#define NEIGHBOUR_LENGTH (16 * BLOCK)
+#define NEIGHBOUR_FILES 8
+#define NEIGHBOUR_BLOCKS_MAX 8
 #define SOURCE_BYTE 0xa5
 #define NEIGHBOUR_BYTE 0x5a
 
@@ -129,9 +130,12 @@ static void transfer(int file, int may_fail)
 			fail("PIN");
 		return;
 	}
-	if (!read_source(t.at))
-		fail("read into pinned blocks");
-	check(t.at);
+	for (int n = 0; n < 8; n++) { /* long enough for the other thread to take the blocks away meanwhile */
+		if (!read_source(t.at))
+			fail("read into pinned blocks");
+		usleep(400);
+		check(t.at);
+	}
 	unpin(file, &t);
 }
 
@@ -193,62 +197,71 @@ static void *collide(void *argument)
 		transfer(file, loop->may_fail);
 		loop->change(file);
 		rounds++;
-		usleep(rand_r(&seed) % 500);
+		usleep(rand_r(&seed) % 2000);
 	}
 	close(file);
 	return NULL;
 }
 
-static void *neighbour(void *name)
+/* Files of random lengths, so that they get blocks from wherever some have become free. */
+static void *neighbour(void *argument)
 {
-	static char data[NEIGHBOUR_LENGTH];
-	int fd = open(name, O_RDWR | O_CREAT | O_TRUNC, 0600);
+	static char data[NEIGHBOUR_BLOCKS_MAX * BLOCK];
+	size_t lengths[NEIGHBOUR_FILES] = {0};
+	unsigned seed = 1;
+	int *files = argument;
 
-	if (fd < 0)
-		fail(name);
 	while (!over) {
-		memset(data, NEIGHBOUR_BYTE, sizeof(data));
-		if (pwrite(fd, data, sizeof(data), 0) != sizeof(data))
-			fail("write of the neighbour");
-		usleep(300);
-		if (pread(fd, data, sizeof(data), 0) != sizeof(data))
+		int which = rand_r(&seed) % NEIGHBOUR_FILES;
+
+		if (pread(files[which], data, sizeof(data), 0) != (ssize_t)lengths[which])
 			fail("read of the neighbour");
-		for (size_t n = 0; n < sizeof(data); n++) {
+		for (size_t n = 0; n < lengths[which]; n++) {
 			if (data[n] != NEIGHBOUR_BYTE) {
 				fprintf(stderr, "mmap_collision: byte %zu of the neighbour is %#x\n", n, (unsigned char)data[n]);
 				exit(1);
 			}
 		}
-		if (ftruncate(fd, 0) < 0)
-			fail("truncate of the neighbour");
+		lengths[which] = (1 + rand_r(&seed) % NEIGHBOUR_BLOCKS_MAX) * BLOCK;
+		memset(data, NEIGHBOUR_BYTE, sizeof(data));
+		if (ftruncate(files[which], 0) < 0 || pwrite(files[which], data, lengths[which], 0) != (ssize_t)lengths[which])
+			fail("write of the neighbour");
 		neighbours++;
 	}
-	close(fd);
 	return NULL;
 }
 
-static void run(int file, const struct loop *loop, char *neighbour_name)
+static void run(int file, const struct loop *loop)
 {
 	pthread_t threads[3];
+	int files[NEIGHBOUR_FILES];
+	char name[4096];
 
 	over = 0;
 	rounds = neighbours = 0;
 	if (ftruncate(file, 0) < 0 || fallocate(file, 0, 0, LENGTH) < 0)
 		fail("begin");
+	for (int n = 0; n < NEIGHBOUR_FILES; n++) {
+		snprintf(name, sizeof(name), "%s.neighbour-%d", path, n);
+		if ((files[n] = open(name, O_RDWR | O_CREAT | O_TRUNC, 0600)) < 0)
+			fail(name);
+	}
 	for (int n = 0; n < 3; n++)
-		if ((errno = pthread_create(&threads[n], NULL, n < 2 ? collide : neighbour, n < 2 ? (void *)loop : neighbour_name)))
+		if ((errno = pthread_create(&threads[n], NULL, n < 2 ? collide : neighbour, n < 2 ? (void *)loop : files)))
 			fail("pthread_create");
 	sleep(1);
 	over = 1;
 	for (int n = 0; n < 3; n++)
 		pthread_join(threads[n], NULL);
+	for (int n = 0; n < NEIGHBOUR_FILES; n++)
+		close(files[n]);
 	printf("%s %ld %ld\n", loop->name, rounds, neighbours);
 	fflush(stdout);
 }
 
 int main(int argc, char **argv)
 {
-	char data[LENGTH], *name;
+	char data[LENGTH];
 	int file;
 
 	if (argc < 3 || argc > 4) {
@@ -267,9 +280,7 @@ int main(int argc, char **argv)
 		fail(argv[3]);
 	if (image < 0 && (mapping = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0)) == MAP_FAILED)
 		fail("mmap");
-	if (asprintf(&name, "%s.neighbour", path) < 0)
-		fail("memory");
 	for (size_t n = 0; n < sizeof(loops) / sizeof(*loops); n++)
-		run(file, &loops[n], name);
+		run(file, &loops[n]);
 	return 0;
 }

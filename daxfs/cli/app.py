@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from daxfs import __version__
-from daxfs.cli import device, helper, mounting, pins, policy, volumes
+from daxfs.cli import device, helper, mounting, pins, policy, scenario, volumes
 from daxfs.cli.output import Failure, say
 from daxfs.errors import FsError
 
@@ -38,6 +38,10 @@ _EXAMPLES = {
     "device status": "daxfs device status /mnt/x",
     "device remove": "daxfs device remove --deadline 10 /mnt/x",
     "device inject-error": "daxfs device inject-error --block 5000 --count 2 /mnt/x",
+    "scenario list": "daxfs scenario list truncate",
+    "scenario show": "daxfs scenario show corruption-2017",
+    "scenario run": "daxfs scenario run corruption-2017 --policy unsafe",
+    "scenario storm": "daxfs scenario storm --steps 1000000 --policy wait",
 }
 _COMMANDS: dict[str, Callable[..., object]] = {
     "mkfs": volumes.mkfs,
@@ -53,8 +57,15 @@ _COMMANDS: dict[str, Callable[..., object]] = {
     "device status": device.status,
     "device remove": device.remove,
     "device inject-error": device.inject_error,
+    "scenario list": scenario.catalogue,
+    "scenario show": scenario.show,
+    "scenario run": scenario.run,
+    "scenario storm": scenario.storm,
 }
-_GROUPS = {"device": "The device under a mount: its state, taking it away, errors of its medium."}
+_GROUPS = {
+    "device": "The device under a mount: its state, taking it away, errors of its medium.",
+    "scenario": "What the lists argued about, played: who pins, what is called, what must be seen under each policy.",
+}
 _groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in _GROUPS.items()}
 for _name, _group in _groups.items():
     app.add_typer(_group, name=_name)

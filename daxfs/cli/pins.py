@@ -48,7 +48,7 @@ def pins(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="With --release: give up a pin of an earlier daemon for good, even if somebody may still have it."
+            "--force", help="With --release: let a pin of an earlier daemon go for good, though somebody may still have it."
         ),
     ] = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
     from daxfs.lab.runner import Result
     from daxfs.lab.scenario import Scenario
 
-app = typer.Typer(
-    help="Play what the lists argued about: who pins, what is called, and what must be seen under each policy.",
-    epilog="Example: daxfs scenario run corruption-2017 --policy unsafe",
-    no_args_is_help=True,
-)
 FILES = Annotated[
     list[Path] | None,
     typer.Option("--file", metavar="FILE.py", help="Scenarios of your own, besides the catalogue. Repeat for more."),
@@ -28,8 +24,7 @@ JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _SIGNS = {"pass": "[green]pass[/]", "fail": "[red]FAIL[/]", "n/a": "[dim]n/a[/]"}
 
 
-@app.command("list", epilog="Example: daxfs scenario list truncate")
-def list_(
+def catalogue(
     words: Annotated[list[str] | None, typer.Argument(metavar="[WORD]...", help="Only those whose name has a word.")] = None,
     file: FILES = None,
     json: JSON = False,
@@ -45,7 +40,6 @@ def list_(
     print_table(("name", "source", "what"), rows, left=("name", "source", "what"))
 
 
-@app.command("show", epilog="Example: daxfs scenario show truncate")
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A scenario.")], file: FILES = None, json: JSON = False
 ) -> None:
@@ -73,10 +67,11 @@ def _declaration(scenario: Scenario) -> dict[str, object]:
     }  # fmt: skip
 
 
-@app.command("run", epilog="Example: daxfs scenario run truncate punch --policy all")
 def run(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Which ones; see: daxfs scenario list.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All scenarios.")] = False,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which ones; see: daxfs scenario list.")
+    ] = None,
+    all: Annotated[bool, typer.Option("--all", help="All scenarios.")] = False,
     policy: Annotated[str, typer.Option(metavar="POLICY", help="A policy, several with commas, or all.")] = "all",
     mount: Annotated[
         Path | None,
@@ -92,10 +87,11 @@ def run(
     """
     from daxfs.lab import runner
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the temporary mount is taken away, as with Ctrl-C
     scenarios = runner.load(file or ())
-    if not names and not everything:
+    if not names and not all:
         raise Failure("which ones? Name some (daxfs scenario list), or say --all", 2)
-    chosen = list(scenarios.values()) if everything else runner.select(scenarios, names or [])
+    chosen = list(scenarios.values()) if all else runner.select(scenarios, names or [])
     place = None if mount is None else str(mount.resolve())
     paths = [str(one.resolve().parent) for one in file or ()]
     results: list[Result] = []
@@ -120,7 +116,8 @@ def _policies(text: str) -> Sequence[str]:
 
 
 def _report(result: Result, *, brief: bool) -> None:
-    """A line for each on stderr while a matrix is made (on a terminal, or if it failed); all that there is for a single one."""
+    """A line for each on stderr while a matrix is made (on a terminal, or if it failed); all that there is for a
+    single one."""
     if not brief:
         code = f" ({result.errno})" if result.errno else ""
         print(f"{result.name} under {result.policy}: {result.outcome}{code}, {result.seconds:.2f} s", flush=True)
@@ -148,7 +145,6 @@ def _matrix(results: Sequence[Result]) -> None:
     print(f"{count['pass']} pass, {count['fail']} fail, {count['n/a']} not applicable")
 
 
-@app.command("storm", epilog="Example: daxfs scenario storm --steps 1000000")
 def storm(
     steps: Annotated[int, typer.Option(min=100, metavar="N", help="How many steps, all processes together.")] = 100_000,
     policy: Annotated[str, typer.Option(metavar="POLICY", help="A break policy.")] = "busy",
@@ -157,12 +153,14 @@ def storm(
 ) -> int:
     """Holders with DMA, truncaters, punchers, renamers and a filler at random, on a temporary mount, watched by an oracle.
 
-    No byte of another file may change, no pinned byte may change under its holder, and free + used + busy stays the same. Under
-    `unsafe` the same run must find corruption: the exit code is 1 if it does not, or if another policy shows any.
+    No byte of another file may change, no pinned byte may change under its holder, and free + used + busy stays the
+    same. Under `unsafe` the same run must find corruption: the exit code is 1 if it does not, or if another policy
+    shows any.
     """
     from daxfs.core import policy as policies
     from daxfs.lab import storm as storms
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = storms.run(policies.check(policy), steps, seed)
     if json:
         print_json(report.as_json())

@@ -263,7 +263,7 @@ class Pin:
         self._users: list[User] = []
 
     def label(self, text: str) -> None:
-        """Name the pin for whoever lists pins (`daxfs pins`): at most 56 bytes of UTF-8, more is cut off. PinError: ENOENT."""
+        """Name the pin for whoever lists pins (`daxfs pins`): 56 bytes of UTF-8, more is cut off. PinError: ENOENT."""
         with self.file._named():
             calls.label(self.file.fileno(), self.id, text)
 

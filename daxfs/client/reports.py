@@ -51,14 +51,15 @@ def info(path: Path) -> dict[str, Any]:
 
 
 def pins(path: Path) -> list[dict[str, Any]]:
-    """The pins of the mount, the oldest 10,000: id, pid, comm, holders (all processes that have the description), ino, path,
-    offset, length (bytes), mode, flags, state, label, age_s, blocks, withheld (bytes that only pins keep), runs (256 at most)."""
+    """The pins of the mount, the oldest 10,000: id, pid, comm, holders (all processes that have the
+    description), ino, path, offset, length (bytes), mode, flags, state, label, age_s, blocks, withheld (bytes that only pins
+    keep), runs (256 at most)."""
     answer: list[dict[str, Any]] = ask(path, abi.REPORT_PINS)
     return answer
 
 
 def busy(path: Path) -> list[dict[str, Any]]:
-    """Busy extents, the first 10,000: start, count (blocks), bytes, pins (ids of those that keep it), holders, and ino, path,
-    mode, age_s of the oldest pin."""
+    """Busy extents, the first 10,000: start, count (blocks), bytes, pins (ids of those that keep it), holders, and ino,
+    path, mode, age_s of the oldest pin."""
     answer: list[dict[str, Any]] = ask(path, abi.REPORT_BUSY)
     return answer

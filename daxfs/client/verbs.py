@@ -22,6 +22,7 @@ Addresses and lengths are bytes, times seconds unless the name says otherwise. W
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -33,72 +34,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from daxfs import abi, abi_hca
-from daxfs.abi_hca import Access, AttrMask, Op, SendFlag, State, Status, WcFlag, WcOp, WrOp
-from daxfs.client import calls
+from daxfs.abi_hca import Access, AttrMask, Op, SendFlag, State, Status, WrOp
+from daxfs.client import calls, verbs_enums
 from daxfs.client.calls import PinError
 from daxfs.client.file import File
 from daxfs.client.reports import Path, open_descriptor
+from daxfs.client.verbs_enums import *  # noqa: F403
 
 __all__ = [
     "CQ",
-    "IBV_ACCESS_LOCAL_WRITE",
-    "IBV_ACCESS_ON_DEMAND",
-    "IBV_ACCESS_REMOTE_ATOMIC",
-    "IBV_ACCESS_REMOTE_READ",
-    "IBV_ACCESS_REMOTE_WRITE",
-    "IBV_QPS_ERR",
-    "IBV_QPS_INIT",
-    "IBV_QPS_RESET",
-    "IBV_QPS_RTR",
-    "IBV_QPS_RTS",
-    "IBV_QPT_RC",
-    "IBV_QP_ACCESS_FLAGS",
-    "IBV_QP_DEST_QPN",
-    "IBV_QP_MIN_RNR_TIMER",
-    "IBV_QP_RETRY_CNT",
-    "IBV_QP_RNR_RETRY",
-    "IBV_QP_STATE",
-    "IBV_QP_TIMEOUT",
-    "IBV_SEND_FENCE",
-    "IBV_SEND_SIGNALED",
-    "IBV_SEND_SOLICITED",
-    "IBV_WC_BAD_RESP_ERR",
-    "IBV_WC_COMP_SWAP",
-    "IBV_WC_FATAL_ERR",
-    "IBV_WC_FETCH_ADD",
-    "IBV_WC_GENERAL_ERR",
-    "IBV_WC_INV_EECN_ERR",
-    "IBV_WC_INV_EEC_STATE_ERR",
-    "IBV_WC_LOC_ACCESS_ERR",
-    "IBV_WC_LOC_EEC_OP_ERR",
-    "IBV_WC_LOC_LEN_ERR",
-    "IBV_WC_LOC_PROT_ERR",
-    "IBV_WC_LOC_QP_OP_ERR",
-    "IBV_WC_LOC_RDD_VIOL_ERR",
-    "IBV_WC_MW_BIND_ERR",
-    "IBV_WC_RDMA_READ",
-    "IBV_WC_RDMA_WRITE",
-    "IBV_WC_RECV",
-    "IBV_WC_RECV_RDMA_WITH_IMM",
-    "IBV_WC_REM_ABORT_ERR",
-    "IBV_WC_REM_ACCESS_ERR",
-    "IBV_WC_REM_INV_RD_REQ_ERR",
-    "IBV_WC_REM_INV_REQ_ERR",
-    "IBV_WC_REM_OP_ERR",
-    "IBV_WC_RESP_TIMEOUT_ERR",
-    "IBV_WC_RETRY_EXC_ERR",
-    "IBV_WC_RNR_RETRY_EXC_ERR",
-    "IBV_WC_SEND",
-    "IBV_WC_SUCCESS",
-    "IBV_WC_WITH_IMM",
-    "IBV_WC_WR_FLUSH_ERR",
-    "IBV_WR_ATOMIC_CMP_AND_SWP",
-    "IBV_WR_ATOMIC_FETCH_AND_ADD",
-    "IBV_WR_RDMA_READ",
-    "IBV_WR_RDMA_WRITE",
-    "IBV_WR_RDMA_WRITE_WITH_IMM",
-    "IBV_WR_SEND",
-    "IBV_WR_SEND_WITH_IMM",
     "MR",
     "PD",
     "QP",
@@ -115,65 +59,7 @@ __all__ = [
     "SendWR",
     "wc_status_to_str",
 ]
-
-IBV_ACCESS_LOCAL_WRITE = Access.LOCAL_WRITE
-IBV_ACCESS_REMOTE_WRITE = Access.REMOTE_WRITE
-IBV_ACCESS_REMOTE_READ = Access.REMOTE_READ
-IBV_ACCESS_REMOTE_ATOMIC = Access.REMOTE_ATOMIC
-IBV_ACCESS_ON_DEMAND = Access.ON_DEMAND
-
-IBV_QPT_RC = 2
-IBV_QPS_RESET, IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS, IBV_QPS_ERR = State
-IBV_QP_STATE = AttrMask.STATE
-IBV_QP_ACCESS_FLAGS = AttrMask.ACCESS_FLAGS
-IBV_QP_TIMEOUT = AttrMask.TIMEOUT
-IBV_QP_RETRY_CNT = AttrMask.RETRY_CNT
-IBV_QP_RNR_RETRY = AttrMask.RNR_RETRY
-IBV_QP_MIN_RNR_TIMER = AttrMask.MIN_RNR_TIMER
-IBV_QP_DEST_QPN = AttrMask.DEST_QPN
-
-IBV_WR_RDMA_WRITE = WrOp.RDMA_WRITE
-IBV_WR_RDMA_WRITE_WITH_IMM = WrOp.RDMA_WRITE_WITH_IMM
-IBV_WR_SEND = WrOp.SEND
-IBV_WR_SEND_WITH_IMM = WrOp.SEND_WITH_IMM
-IBV_WR_RDMA_READ = WrOp.RDMA_READ
-IBV_WR_ATOMIC_CMP_AND_SWP = WrOp.ATOMIC_CMP_AND_SWP
-IBV_WR_ATOMIC_FETCH_AND_ADD = WrOp.ATOMIC_FETCH_AND_ADD
-IBV_SEND_FENCE = SendFlag.FENCE
-IBV_SEND_SIGNALED = SendFlag.SIGNALED
-IBV_SEND_SOLICITED = SendFlag.SOLICITED
-
-IBV_WC_SUCCESS = Status.SUCCESS
-IBV_WC_LOC_LEN_ERR = Status.LOC_LEN_ERR
-IBV_WC_LOC_QP_OP_ERR = Status.LOC_QP_OP_ERR
-IBV_WC_LOC_EEC_OP_ERR = Status.LOC_EEC_OP_ERR
-IBV_WC_LOC_PROT_ERR = Status.LOC_PROT_ERR
-IBV_WC_WR_FLUSH_ERR = Status.WR_FLUSH_ERR
-IBV_WC_MW_BIND_ERR = Status.MW_BIND_ERR
-IBV_WC_BAD_RESP_ERR = Status.BAD_RESP_ERR
-IBV_WC_LOC_ACCESS_ERR = Status.LOC_ACCESS_ERR
-IBV_WC_REM_INV_REQ_ERR = Status.REM_INV_REQ_ERR
-IBV_WC_REM_ACCESS_ERR = Status.REM_ACCESS_ERR
-IBV_WC_REM_OP_ERR = Status.REM_OP_ERR
-IBV_WC_RETRY_EXC_ERR = Status.RETRY_EXC_ERR
-IBV_WC_RNR_RETRY_EXC_ERR = Status.RNR_RETRY_EXC_ERR
-IBV_WC_LOC_RDD_VIOL_ERR = Status.LOC_RDD_VIOL_ERR
-IBV_WC_REM_INV_RD_REQ_ERR = Status.REM_INV_RD_REQ_ERR
-IBV_WC_REM_ABORT_ERR = Status.REM_ABORT_ERR
-IBV_WC_INV_EECN_ERR = Status.INV_EECN_ERR
-IBV_WC_INV_EEC_STATE_ERR = Status.INV_EEC_STATE_ERR
-IBV_WC_FATAL_ERR = Status.FATAL_ERR
-IBV_WC_RESP_TIMEOUT_ERR = Status.RESP_TIMEOUT_ERR
-IBV_WC_GENERAL_ERR = Status.GENERAL_ERR
-
-IBV_WC_SEND = WcOp.SEND
-IBV_WC_RDMA_WRITE = WcOp.RDMA_WRITE
-IBV_WC_RDMA_READ = WcOp.RDMA_READ
-IBV_WC_COMP_SWAP = WcOp.COMP_SWAP
-IBV_WC_FETCH_ADD = WcOp.FETCH_ADD
-IBV_WC_RECV = WcOp.RECV
-IBV_WC_RECV_RDMA_WITH_IMM = WcOp.RECV_RDMA_WITH_IMM
-IBV_WC_WITH_IMM = WcFlag.WITH_IMM
+__all__ += verbs_enums.__all__
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
@@ -294,9 +180,10 @@ class Context:
 
     def close(self) -> None:
         """Destroy everything that was made from it, if no copy of the descriptor is open. Again: no effect."""
-        for thing in reversed(self._objects):
+        for thing in list(self._objects):
             if isinstance(thing, MR):
-                thing.close()
+                with contextlib.suppress(PinError):  # the last close ends it all the same
+                    thing.close()
         self._objects.clear()
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
@@ -483,11 +370,11 @@ class SendWR:
     """A request to send. RDMA and atomic ones name the other side's region with `set_wr_rdma` or `set_wr_atomic`."""
 
     wr_id: int = 0
-    opcode: int = IBV_WR_SEND
+    opcode: int = WrOp.SEND
     num_sge: int = 0
     imm_data: int = 0
     sg: Sequence[SGE] = ()
-    send_flags: int = IBV_SEND_SIGNALED
+    send_flags: int = SendFlag.SIGNALED
     rkey: int = field(default=0, init=False)
     remote_addr: int = field(default=0, init=False)
     compare_add: int = field(default=0, init=False)
@@ -530,7 +417,7 @@ class QPInitAttr:
     scq: CQ
     rcq: CQ
     cap: QPCap = field(default_factory=QPCap)
-    qp_type: int = IBV_QPT_RC
+    qp_type: int = verbs_enums.IBV_QPT_RC
     sq_sig_all: bool = False
 
 
@@ -538,8 +425,8 @@ class QPInitAttr:
 class QPAttr:
     """What can be changed. min_rnr_timer, timeout: codes of the InfiniBand standard; rnr_retry 7, timeout 0: for ever."""
 
-    qp_state: int = IBV_QPS_RESET
-    qp_access_flags: int = IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_ATOMIC
+    qp_state: int = State.RESET
+    qp_access_flags: int = Access.REMOTE_READ | Access.REMOTE_WRITE | Access.REMOTE_ATOMIC
     dest_qp_num: int = 0
     min_rnr_timer: int = 12
     rnr_retry: int = 7
@@ -554,7 +441,7 @@ class QP(_Object):
     _destroy = Op.DESTROY_QP
 
     def __init__(self, pd: PD, init_attr: QPInitAttr) -> None:
-        if init_attr.qp_type != IBV_QPT_RC:
+        if init_attr.qp_type != verbs_enums.IBV_QPT_RC:
             raise PinError(errno.EOPNOTSUPP, "only reliable connections exist: qp_type=IBV_QPT_RC")
         cap = init_attr.cap
         body = _packed(
@@ -583,25 +470,26 @@ class QP(_Object):
 
     def _to(self, state: State, attr: QPAttr, mask: int) -> None:
         attr.qp_state = state
-        self.modify(attr, IBV_QP_STATE | mask)
+        self.modify(attr, AttrMask.STATE | mask)
 
     def to_init(self, attr: QPAttr) -> None:
-        self._to(IBV_QPS_INIT, attr, IBV_QP_ACCESS_FLAGS)
+        self._to(State.INIT, attr, AttrMask.ACCESS_FLAGS)
 
     def to_rtr(self, attr: QPAttr) -> None:
         """Ready to receive from `attr.dest_qp_num`; by way of INIT."""
-        if self.qp_state != IBV_QPS_INIT:
+        if self.qp_state != State.INIT:
             self.to_init(attr)
-        self._to(IBV_QPS_RTR, attr, IBV_QP_DEST_QPN | IBV_QP_MIN_RNR_TIMER)
+        self._to(State.RTR, attr, AttrMask.DEST_QPN | AttrMask.MIN_RNR_TIMER)
 
     def to_rts(self, attr: QPAttr) -> None:
         """Ready to send as well; by way of RTR."""
-        if self.qp_state != IBV_QPS_RTR:
+        if self.qp_state != State.RTR:
             self.to_rtr(attr)
-        self._to(IBV_QPS_RTS, attr, IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY)
+        self._to(State.RTS, attr, AttrMask.TIMEOUT | AttrMask.RETRY_CNT | AttrMask.RNR_RETRY)
 
     def connect(self, dest_qp_num: int, **attributes: Any) -> None:
-        """Not of pyverbs: from RESET to RTS, with these `QPAttr` fields. Receive requests may be posted before and after."""
+        """Not of pyverbs: from RESET (or INIT, where receive requests can be posted already) to RTS, with these fields of
+        `QPAttr`."""
         self.to_rts(QPAttr(dest_qp_num=dest_qp_num, **attributes))
 
     def set_delay(self, delay_us: int) -> None:
@@ -629,7 +517,10 @@ class QP(_Object):
                 raise PostError(errno.EINVAL, "a request has too many SGEs", posted)
             body = _packed(abi_hca.POST, self.handle, count) + b"".join(left[:count])
             words = {**_WORDS, errno.EINVAL: what, errno.ENOMEM: "the queue is full: wait for completions"}
-            taken, code = abi_hca.COUNT.unpack_from(_call(self.context.fileno(), op, body, words=words))
+            try:
+                taken, code = abi_hca.COUNT.unpack_from(_call(self.context.fileno(), op, body, words=words))
+            except PinError as problem:
+                raise PostError(problem.errno, problem.strerror, posted) from None
             posted += taken
             if code:
                 raise PostError(code, words.get(code, os.strerror(code)), posted)
@@ -639,6 +530,6 @@ class QP(_Object):
 class PostError(PinError):
     """`posted`: how many requests of the call were queued."""
 
-    def __init__(self, code: int, text: str, posted: int) -> None:
+    def __init__(self, code: int | None, text: str | None, posted: int) -> None:
         super().__init__(code, text)
         self.posted = posted

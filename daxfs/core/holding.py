@@ -15,7 +15,15 @@ from daxfs.core import fileops
 from daxfs.core.alloc import Run
 from daxfs.core.breaking import ALL, check_hold, revoke
 from daxfs.core.inode import Inode
-from daxfs.core.pins import PINS_PER_OWNER_MAX, Holder, Pin, State
+from daxfs.core.pins import (
+    PIECES_MAX,
+    PIECES_PER_PIN,
+    PIECES_PER_PROCESS_MAX,
+    PINS_PER_OWNER_MAX,
+    Holder,
+    Pin,
+    State,
+)
 from daxfs.core.volume import Volume
 from daxfs.errors import (
     AccessDenied,
@@ -63,6 +71,7 @@ def pin(vol: Volume, now: int, inode: Inode, offset: int, length: int, flags: in
         raise BadAddress("the range has a hole, and a read pin cannot fill it")
     runs = _joined([(physical, n) for _, physical, n, _ in inode.map.overlaps(first, count)])
     vol.poison.refuse_runs(runs)
+    _check_pieces(vol, holder, len(runs))
     flags &= ~abi.PIN_NOWAIT
     on_demand = bool(flags & abi.PIN_ON_DEMAND)
     taken = Pin(vol.pins.next_id(), owner, inode, inode.ino, offset, length, flags, runs, holder, now, on_demand)
@@ -95,11 +104,18 @@ def _check_longterm(vol: Volume, inode: Inode, first: int, count: int, flags: in
 
 
 def _check_limits(vol: Volume, owner: int, holder: Holder, count: int) -> None:
-    if len(vol.pins.of_owner(owner)) >= PINS_PER_OWNER_MAX:
+    if vol.pins.owned(owner) >= PINS_PER_OWNER_MAX:
         raise NoMemory(f"this open file has {PINS_PER_OWNER_MAX} pins already")
     limit = vol.settings.pins_max
-    if limit and vol.pins.blocks_of(holder) + count > limit:
+    if limit and vol.pins.charged(holder)[0] + count > limit:
         raise NoMemory(f"the process would have more than {limit} blocks pinned or busy (pins_max)")
+
+
+def _check_pieces(vol: Volume, holder: Holder, runs: int) -> None:
+    """Nobody shall fill the daemon's memory with pins, be it with many or with one of many runs."""
+    pieces = PIECES_PER_PIN + runs
+    if vol.pins.charged(holder)[1] + pieces > PIECES_PER_PROCESS_MAX or vol.pins.pieces + pieces > PIECES_MAX:
+        raise NoMemory("the process, or all of them together, would have too many pins or pinned extents")
 
 
 def _joined(runs: list[Run]) -> list[Run]:
@@ -116,7 +132,8 @@ def _joined(runs: list[Run]) -> list[Run]:
 def unpin(vol: Volume, now: int, owner: int, pin_id: int, *, dirty: bool = False) -> None:
     """Give a pin back; `dirty`: the device wrote, so the file was modified (O2). NoEntry if this owner has no such pin."""
     taken = vol.pins.get(owner, pin_id)
-    if dirty and taken.flags & abi.FOLL_WRITE and taken.inode and not (taken.inode.dead or vol.readonly or vol.failed):
+    changeable = not (vol.readonly or vol.failed or vol.closed)
+    if changeable and dirty and taken.flags & abi.FOLL_WRITE and taken.inode and not taken.inode.dead:
         taken.inode.touch_in_place(mtime=now, ctime=now)
     _release(vol, [taken])
 
@@ -150,11 +167,17 @@ def release_lease(vol: Volume, inode: Inode, owner: int) -> None:
     vol.pins.generation += 1
 
 
-def release_owner(vol: Volume, inode: Inode, owner: int) -> int:
-    """The owner's last close: its pins, leases and events go. How many pins there were."""
+def release_some(vol: Volume, owner: int, most: int) -> int:
+    """Release at most so many pins of an owner. How many are left."""
+    _release(vol, vol.pins.of_owner(owner, most))
+    return vol.pins.owned(owner)
+
+
+def release_owner(vol: Volume, owner: int, inode: Inode | None = None) -> int:
+    """The owner's last close: its pins, its leases (of `inode`, its file) and events go. How many pins there were."""
     pins = vol.pins.of_owner(owner)
     _release(vol, pins)
-    if vol.leases.release(owner, inode.ino):
+    if inode is not None and vol.leases.release(owner, inode.ino):
         vol.pins.generation += 1
     vol.events.drop(owner)
     return len(pins)
@@ -186,7 +209,7 @@ def _release(vol: Volume, pins: list[Pin]) -> None:
 
 
 def _forget_entries(vol: Volume, pins: list[Pin]) -> None:
-    if not vol.readonly:
+    if not (vol.readonly or vol.closed):
         vol.ledger.void([at for one in pins for at in one.entries])
     for one in pins:
         one.entries = []

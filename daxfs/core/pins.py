@@ -22,6 +22,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 
 from daxfs import abi
 from daxfs.core.alloc import Run
@@ -29,7 +30,11 @@ from daxfs.core.inode import Inode
 from daxfs.core.pincounts import PinCounts
 from daxfs.errors import NoEntry
 
-PINS_PER_OWNER_MAX = 1 << 20
+PINS_PER_OWNER_MAX = 1 << 18
+# What pins cost the daemon, in pieces of about 150 bytes: a pin is some of them, and each of its runs is one.
+PIECES_PER_PIN = 3
+PIECES_PER_PROCESS_MAX = 1 << 20
+PIECES_MAX = 1 << 22
 
 
 class State(StrEnum):
@@ -41,19 +46,18 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that took a pin: `started` is its start time in clock ticks since boot; `path` is for people."""
+    """The process that took a pin: `started` is its start time in clock ticks since boot."""
 
     pid: int
     comm: str = ""
     started: int = 0
-    path: str = ""
 
     def is_same(self, other: Holder) -> bool:
         """Whether this is the same process."""
         return (self.pid, self.started) == (other.pid, other.started)
 
 
-@dataclass
+@dataclass(slots=True, weakref_slot=True)
 class Pin:
     """`offset` and `length` in bytes, `runs` in blocks of the image, `flags` FOLL_*, `taken` in ns since 1970."""
 
@@ -86,6 +90,10 @@ class Pin:
     def blocks(self) -> int:
         return sum(count for _, count in self.runs)
 
+    @property
+    def pieces(self) -> int:
+        return PIECES_PER_PIN + len(self.runs)
+
 
 class PinTable:
     """All pins of a volume. `counts` says how many pins cover a block."""
@@ -96,7 +104,8 @@ class PinTable:
         self._pins: dict[int, Pin] = {}
         self._owners: dict[int, dict[int, Pin]] = {}
         self._files: dict[int, dict[int, Pin]] = {}
-        self._blocks: dict[tuple[int, int], int] = {}  # by process
+        self._charged: dict[tuple[int, int], list[int]] = {}  # by process: blocks, pieces
+        self.pieces = 0
         self._last_id = 0
         self.generation = 0
 
@@ -136,7 +145,7 @@ class PinTable:
         self._last_id = max(self._last_id, pin.id)
         self._pins[pin.id] = pin
         self._files.setdefault(pin.ino, {})[pin.id] = pin
-        self._charge(pin, pin.blocks)
+        self._charge(pin, 1)
         if pin.owner is not None:
             self._owners.setdefault(pin.owner, {})[pin.id] = pin
 
@@ -144,8 +153,12 @@ class PinTable:
         """Whether it has not been released."""
         return pin.id in self._pins
 
-    def of_owner(self, owner: int) -> list[Pin]:
-        return list(self._owners.get(owner, {}).values())
+    def owned(self, owner: int) -> int:
+        """How many pins an owner has."""
+        return len(self._owners.get(owner, ()))
+
+    def of_owner(self, owner: int, most: int | None = None) -> list[Pin]:
+        return list(islice(self._owners.get(owner, {}).values(), most))
 
     def get(self, owner: int, pin_id: int) -> Pin:
         """A pin of this owner; NoEntry for any other id."""
@@ -168,7 +181,7 @@ class PinTable:
             del same[pin.id]
             if not same:
                 del self._files[pin.ino]
-            self._charge(pin, -pin.blocks)
+            self._charge(pin, -1)
             if pin.counted:
                 idle += self.counts.drop(pin.runs)
             elif pin.flags & abi.FOLL_GET:
@@ -176,17 +189,23 @@ class PinTable:
         self.generation += 1
         return idle
 
-    def _charge(self, pin: Pin, blocks: int) -> None:
+    def _charge(self, pin: Pin, sign: int) -> None:
         process = pin.holder.pid, pin.holder.started
-        total = self._blocks.get(process, 0) + blocks
-        if total:
-            self._blocks[process] = total
-        else:
-            del self._blocks[process]
+        charged = self._charged.setdefault(process, [0, 0])
+        charged[0] += sign * pin.blocks
+        charged[1] += sign * pin.pieces
+        self.pieces += sign * pin.pieces
+        if not charged[1]:
+            del self._charged[process]
 
-    def blocks_of(self, holder: Holder) -> int:
-        """Blocks that pins of one process cover, each pin for itself."""
-        return self._blocks.get((holder.pid, holder.started), 0)
+    def charged(self, holder: Holder) -> tuple[int, int]:
+        """What pins of one process cover, each pin for itself: (blocks, pieces)."""
+        blocks, pieces = self._charged.get((holder.pid, holder.started), (0, 0))
+        return blocks, pieces
+
+    def files(self) -> list[int]:
+        """The numbers of the files that have pins."""
+        return list(self._files)
 
     def of_file(self, ino: int) -> list[Pin]:
         return list(self._files.get(ino, {}).values())

@@ -154,7 +154,7 @@ def clear(vol: Volume, first: int, count: int) -> list[int]:
 
 
 def _check_range(vol: Volume, first: int, count: int) -> None:
-    if count < 1 or first + count > vol.blocks:
+    if first < 0 or count < 1 or first + count > vol.blocks:
         raise BadArgument(f"blocks {first} to {first + count - 1} are no range of the image's {vol.blocks} blocks")
 
 

@@ -3,8 +3,9 @@
 Life: open (superblock, journal replay, inode directory, scan or snapshot, ledger) -> armed (a crash from here on counts
 as a dirty shutdown) -> changed by transactions, one at a time -> closed cleanly (snapshot of free space, disarmed).
 
-Invariant (I1): a block is in exactly one of {metadata, owned by one file, busy, free, retired}. `check()` proves it against media.
-A volume that met an unexpected error (`fail`) refuses all further changes; what is on media stays readable.
+Invariant (I1): a block is in exactly one of {metadata, owned by one file, busy, free, retired (poisoned)}. `check()` proves
+it against media. A volume that met an unexpected error (`fail`) refuses all further changes; what is on media stays
+readable.
 
 Not here: the verbs (namespace.py, fileops.py, attributes.py), pins' verbs (holding.py), waiting and callers (the daemon).
 """
@@ -182,7 +183,7 @@ class Volume:
             self.set_hot()
 
     def set_hot(self, numbers: Iterable[int] | None = None) -> None:
-        """Say anew what the native session may do with files, all or those of these numbers, as far as they are in memory."""
+        """Say anew what the native session may do with files in memory: all, or those of these numbers."""
         for ino in list(self._inodes if numbers is None else numbers):
             if ino in self._inodes:
                 self._inodes[ino].set_hot()
@@ -335,9 +336,9 @@ class Volume:
     def _unlinked_runs(self) -> list[Run]:
         """Pinned runs that an unlinked file still owns because a descriptor (its holder's, say) is open."""
         found = RunSet()
-        for pin in self.pins:
-            if pin.inode is None or pin.inode.nlink or pin.inode.dead:
-                continue
+        files = (self._inodes.get(ino) for ino in self.pins.files())
+        unlinked = [inode.ino for inode in files if inode is not None and not (inode.nlink or inode.dead)]
+        for pin in (pin for ino in unlinked for pin in self.pins.of_file(ino) if pin.counted):
             for start, count in pin.runs:
                 rest = [(start, count)]
                 for other in (self.busy_list.extents, found):

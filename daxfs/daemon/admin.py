@@ -189,7 +189,8 @@ class Admin:
             await turns.pause()
         keepers = keepers[:LISTED_MAX]
         described = {entry["id"]: entry for entry in await self._described(keepers)}
-        return [self._busy_entry(*piece, described) for piece in islice(_pieces(self._live().busy_runs(), keepers), LISTED_MAX)]
+        pieces = islice(_pieces(self._live().busy_runs(), keepers), LISTED_MAX)
+        return [self._busy_entry(*piece, described) for piece in pieces]
 
     def _busy_entry(self, start: int, count: int, ids: list[int], described: dict[int, dict[str, Any]]) -> dict[str, Any]:
         pins = [described[pin_id] for pin_id in ids]
@@ -324,10 +325,7 @@ class Admin:
 def _pieces(runs: list[Run], pins: list[Pin]) -> Iterable[tuple[int, int, list[int]]]:
     """Runs, cut wherever the set of pins that cover them changes."""
     edges = sorted(
-        edge
-        for pin in pins
-        for start, count in pin.runs
-        for edge in ((start, True, pin.id), (start + count, False, pin.id))
+        edge for pin in pins for start, count in pin.runs for edge in ((start, True, pin.id), (start + count, False, pin.id))
     )
     over: set[int] = set()
     passed = 0

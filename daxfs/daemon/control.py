@@ -1,8 +1,8 @@
 """The pin ABI at the daemon's end: ioctls are decoded, handed to the core, answered. `abi.py` defines every byte.
 
 A pin belongs to the open file description that the ioctl came through, which is the session's file handle: the core's
-owner. The process that pins is recorded (pid, comm, start time, path); who holds the pin today may be another (fork,
-SCM_RIGHTS), so reports look for a living process.
+owner. The process that pins is recorded (pid, comm, start time); who holds the pin today may be another (fork, SCM_RIGHTS),
+so reports (admin.py) look for the processes that have the description.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import Any
 from daxfs import __version__, abi
 from daxfs.core import attributes, fileops, holding
 from daxfs.core.breaking import Breaker
-from daxfs.daemon import holders, protocol, session
+from daxfs.daemon import holders, pages, protocol, session
 from daxfs.daemon.admin import Admin
+from daxfs.daemon.hca import Hca
 from daxfs.daemon.service import OpenFile, Service, now
 from daxfs.daemon.session import Request
 from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, TryAgain
 
 _ROOM = abi.PAGE_BYTES - abi.PAGE.size  # bytes of records in a page
-_WITHOUT_DEVICE = {abi.IOC_REPORT, abi.IOC_ADMIN, abi.IOC_NEXT_EVENT}
+_WITHOUT_DEVICE = {abi.IOC_REPORT, abi.IOC_ADMIN, abi.IOC_NEXT_EVENT, abi.IOC_UNPIN}
 
 
 class Control:
@@ -33,6 +34,7 @@ class Control:
         self.service = service
         self._volume = service.volume
         self.admin = Admin(service, self.info)
+        self._known = holders.Known()
         self._calls: dict[int, Callable[[OpenFile, bytes, Request], bytes | None]] = {
             abi.IOC_PIN: self._pin,
             abi.IOC_UNPIN: self._unpin,
@@ -42,9 +44,11 @@ class Control:
             abi.IOC_NEXT_EVENT: self._next_event,
             abi.IOC_ACK: self._acknowledge,
             abi.IOC_CHANGE: self._change,
+            abi.IOC_PAGES: lambda file, argument, _: pages.answer(self._volume, file, argument),
             abi.IOC_REPORT: self._report,
             abi.IOC_LABEL: self._label,
             abi.IOC_ADMIN: self.admin.act,
+            abi.IOC_HCA: Hca(service).call,
         }
 
     def ioctl(self, request: Request) -> None:
@@ -67,7 +71,7 @@ class Control:
         offset, length, flags, zero, *_ = abi.PIN.unpack(argument)
         if zero:
             raise BadArgument("the reserved field of a pin must be 0")
-        holder = holders.of(request.pid, self.service.path(file.inode))
+        holder = self._known.of(request.pid)
         blocks = file.inode.map.blocks
         pin = holding.pin(
             self._volume, now(), file.inode, offset, length, flags, file.fh, holder, writable=file.writable
@@ -149,7 +153,7 @@ class Control:
         fh, kh, flags, _ = protocol.POLL_IN.unpack_from(request.body)
         volume = self._volume
         ready = select.POLLOUT | select.POLLWRNORM
-        holder = volume.pins.of_owner(fh) or volume.leases.of_owner(fh)
+        holder = volume.pins.owned(fh) or volume.leases.of_owner(fh)
         if volume.events.waiting(fh):
             ready |= select.POLLIN | select.POLLRDNORM | select.POLLPRI
         elif not holder:

@@ -48,8 +48,9 @@ SGES_MAX = 16
 DELAY_US_MAX = 60_000_000
 
 _ACCESS = int(functools.reduce(operator.or_, Access))  # plain numbers: ~ of a flag knows only flags
-_REMOTE_FLAGS = Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC
+_REMOTE_FLAGS = int(Access.REMOTE_WRITE | Access.REMOTE_READ | Access.REMOTE_ATOMIC)
 _SEND_FLAGS = int(functools.reduce(operator.or_, SendFlag))
+_OPCODES = frozenset(map(int, WrOp))
 # Attributes of a pair, in the order of abi_hca.MODIFY_QP: field of Pair, largest value.
 _ATTRIBUTES = (
     (AttrMask.STATE, "state", State.ERR),
@@ -102,6 +103,7 @@ class Hca:
         self._contexts: dict[int, Context] = {}  # by file handle
         self._secrets: dict[int, Context] = {}
         self._entries = 0
+        service.on_release = self.release
         self._calls: dict[int, Call] = {
             Op.ALLOC_PD: self._alloc_pd,
             Op.DEALLOC_PD: self._dealloc_pd,
@@ -120,7 +122,7 @@ class Hca:
         }
 
     def call(self, file: OpenFile, argument: bytes, request: Request) -> bytes | None:
-        """Carry out one call; the answer, or None if it is given later. FsError; LayoutBusy asks to be called again."""
+        """Carry out one call: the answer, or None if it is given later. FsError; LayoutBusy asks to be called again."""
         op, zero = abi_hca.HEAD.unpack_from(argument)
         body = memoryview(argument)[abi_hca.HEAD.size :]
         if zero:
@@ -203,7 +205,7 @@ class Hca:
             raise BadArgument(f"unknown access flags {access & ~_ACCESS:#x}")
         _room(context.regions, REGIONS_MAX, "regions")
         domain = _find(context.domains, domain_handle, "protection domain")
-        region = self._table.register(domain, file, Access(access), pin_id, start, length, iova)
+        region = self._table.register(domain, file, access, pin_id, start, length, iova)
         domain.users += 1
         return abi_hca.MR.pack(context.add(context.regions, region), region.key, region.key, 0)
 
@@ -222,7 +224,7 @@ class Hca:
             raise BadArgument(f"at most {abi_hca.ROOM} bytes are read at a time")
         region = _find(context.regions, handle, "region")
         try:
-            return self._table.load(self._table.inside(region, offset, length, Access(0)))
+            return self._table.load(self._table.inside(region, offset, length, 0))
         except Refused as e:
             raise BadAddress(str(e)) from None
 
@@ -281,6 +283,8 @@ class Hca:
                 if request.interrupted:
                     scope.cancel()
                 await queue.arrival()
+            if request.answered:  # the device was removed
+                return
             if request.interrupted and not queue.entries:
                 request.error(errno.EINTR)
             elif queue.closed:
@@ -333,7 +337,7 @@ class Hca:
         if state == State.RTR and not new.get("destination", pair.destination):
             raise BadArgument("a queue pair needs a destination to receive")
         if "access" in new:
-            pair.access = Access(new.pop("access")) & _REMOTE_FLAGS
+            pair.access = new.pop("access") & _REMOTE_FLAGS
         for name, value in new.items():
             setattr(pair, name, value)
         if state is not None:
@@ -363,7 +367,7 @@ class Hca:
 
         def post(request: bytes) -> None:
             _, opcode, flags, _, _, _, _, zero, _, _ = abi_hca.SEND_WR.unpack_from(request)
-            if opcode not in list(WrOp) or flags & ~_SEND_FLAGS or zero:
+            if opcode not in _OPCODES or flags & ~_SEND_FLAGS or zero:
                 raise BadArgument(f"no send request has opcode {opcode} and flags {flags:#x}")
             if len(pair.sends) >= pair.sends_max:
                 raise NoMemory("the send queue is full")

@@ -6,7 +6,8 @@ one is whose by who opened it and who pinned through it. Where a process has sev
 mode they cannot be told apart: then all of their processes are named.
 
 Only texts of /proc are read, never a path on the mount: that would ask this daemon, which is busy asking. A description
-that only a mapping, a queued message or the kernel keeps has no descriptor; then whoever took the pin is named while it lives.
+that only a mapping, a queued message or the kernel keeps has no descriptor; then whoever took the pin is named while it
+lives.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import ctypes
 import functools
 import os
 import platform
+import select
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -30,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(slots=True)
 class Description:
-    """One that the kernel has open: its handle, inode, access mode (O_ACCMODE), and processes that are known to have had it."""
+    """One that the kernel has open: its handle, inode, access mode (O_ACCMODE), and tasks that are known to have had it."""
 
     fh: int
     ino: int
@@ -45,10 +47,55 @@ class _Descriptor:
     mode: int
 
 
-def of(task: int, path: str = "") -> Holder:
+class Known:
+    """The records of processes that pin: /proc is read once for each, as long as it lives (which its pidfd tells)."""
+
+    def __init__(self, most: int = 256) -> None:
+        self._most = most
+        self._kept: dict[int, tuple[int, Holder]] = {}
+
+    def of(self, task: int) -> Holder:
+        pidfd, holder = self._kept.get(task, (-1, None))
+        if holder is not None and not _ended(pidfd):
+            return holder
+        self._forget(task)
+        holder = of(task)
+        if holder.pid == task:
+            self._keep(holder)
+        return holder
+
+    def _keep(self, holder: Holder) -> None:
+        try:
+            pidfd = os.pidfd_open(holder.pid)
+        except OSError:
+            return
+        if len(self._kept) >= self._most:
+            self._forget(next(iter(self._kept)))
+        self._kept[holder.pid] = pidfd, holder
+        if not alive(holder):  # it ended before, and the number is another's
+            self._forget(holder.pid)
+
+    def _forget(self, pid: int) -> None:
+        pidfd, _ = self._kept.pop(pid, (-1, None))
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+def _ended(pidfd: int) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def of(task: int) -> Holder:
     """The record of a process; FUSE names the calling thread."""
-    pid = next((int(line[5:]) for line in _read(task, "status").splitlines() if line.startswith("Tgid:")), task)
-    return Holder(pid, _read(pid, "comm").rstrip("\n") or "?", process_started(_read(pid, "stat")), path)
+    pid = _process(task)
+    return Holder(pid, _read(pid, "comm").rstrip("\n") or "?", process_started(_read(pid, "stat")))
+
+
+def _process(task: int) -> int:
+    """The process of a thread; the same number if it has ended."""
+    return next((int(line[5:]) for line in _read(task, "status").splitlines() if line.startswith("Tgid:")), task)
 
 
 def alive(holder: Holder) -> bool:
@@ -59,12 +106,15 @@ def alive(holder: Holder) -> bool:
 
 def of_descriptions(wanted: Iterable[Description], device: str, mount_id: str) -> dict[int, list[Holder]]:
     """The processes that have each description (by handle) of files on the mount of this device (`major:minor`) and id."""
+    wanted = list(wanted)
     files: dict[int, list[Description]] = {}
     for one in wanted:
         files.setdefault(one.ino, []).append(one)
     found: dict[int, list[_Descriptor]] = {}
     for ino, descriptor in _descriptors(files.keys(), device, mount_id) if files else []:
         found.setdefault(ino, []).append(descriptor)
+    for one in wanted:
+        one.known = {_process(task) for task in one.known}
     processes: dict[int, Holder] = {}
     answer: dict[int, list[Holder]] = {}
     for ino, descriptions in files.items():

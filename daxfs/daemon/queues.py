@@ -9,6 +9,7 @@ request completes with WR_FLUSH_ERR. A connection is mutual: both pairs name eac
 RETRY_EXC_ERR. As InfiniBand has it, a request that fails turns the requester's pair to ERR, and one that the responder
 refuses (a bad key, an operation that its pair does not allow) the responder's as well.
 
+However many pairs are at work, one moves bytes at a time and for TURN_S at most, then the mount has its turn (`_turn`).
 All queues are bounded by what they were made with. A completion queue that overruns turns the pairs that need it to ERR.
 Not here: handles and calls (hca.py).
 """
@@ -25,13 +26,17 @@ import trio
 
 from daxfs.abi_hca import RECV_WR, SEND_WR, SGE, WC, Access, SendFlag, State, Status, WcFlag, WcOp, WrOp
 from daxfs.daemon.regions import Piece, Refused, Table
-from daxfs.daemon.service import WORK_S, Service
+from daxfs.daemon.service import Service
 from daxfs.errors import LayoutBusy
 
 PIECE_BYTES = 1 << 20  # moved at a time
+TURN_S = 0.002  # how long one pair works before it is another's turn
 MESSAGE_MAX = 1 << 30  # bytes
 QP_NUMBERS = 1 << 24
-NO_ACCESS = Access(0)
+# Plain numbers, as flags of an enum are slow to combine.
+LOCAL_WRITE, REMOTE_WRITE, REMOTE_READ, REMOTE_ATOMIC = (
+    int(flag) for flag in (Access.LOCAL_WRITE, Access.REMOTE_WRITE, Access.REMOTE_READ, Access.REMOTE_ATOMIC)
+)
 _FAULT_AGAIN_S = (0.001, 0.05)  # how soon a fault that met a layout change is tried again: at first, at last
 _RNR_MS = (
     655.36, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.32, 0.48, 0.64, 0.96, 1.28, 1.92,
@@ -49,11 +54,11 @@ _WC_OP = {
     WrOp.ATOMIC_FETCH_AND_ADD: WcOp.FETCH_ADD,
 }
 _REMOTE = {
-    WrOp.RDMA_WRITE: Access.REMOTE_WRITE,
-    WrOp.RDMA_WRITE_WITH_IMM: Access.REMOTE_WRITE,
-    WrOp.RDMA_READ: Access.REMOTE_READ,
-    WrOp.ATOMIC_CMP_AND_SWP: Access.REMOTE_ATOMIC,
-    WrOp.ATOMIC_FETCH_AND_ADD: Access.REMOTE_ATOMIC,
+    WrOp.RDMA_WRITE: REMOTE_WRITE,
+    WrOp.RDMA_WRITE_WITH_IMM: REMOTE_WRITE,
+    WrOp.RDMA_READ: REMOTE_READ,
+    WrOp.ATOMIC_CMP_AND_SWP: REMOTE_ATOMIC,
+    WrOp.ATOMIC_FETCH_AND_ADD: REMOTE_ATOMIC,
 }
 _ATOMIC = (WrOp.ATOMIC_CMP_AND_SWP, WrOp.ATOMIC_FETCH_AND_ADD)
 _WITH_IMM = (WrOp.SEND_WITH_IMM, WrOp.RDMA_WRITE_WITH_IMM)
@@ -135,7 +140,7 @@ class Pair:
     signal_all: bool
     handle: int = 0
     state: State = State.RESET
-    access: Access = NO_ACCESS
+    access: int = 0
     destination: int = 0
     min_rnr_timer: int = 0
     rnr_retry: int = _RNR_FOR_EVER
@@ -146,6 +151,7 @@ class Pair:
     sends: deque[tuple[float, bytes]] = field(default_factory=deque)
     recvs: deque[bytes] = field(default_factory=deque)
     worker: trio.CancelScope | None = None
+    turn_ends: float = 0.0
     kicked: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -161,7 +167,7 @@ class End:
     table: Table
     domain: object
     ranges: list[tuple[int, int, int]]
-    need: Access
+    need: int
     refusal: Callable[[], Failed]
 
     @property
@@ -213,6 +219,7 @@ class Pairs:
         self._table = table
         self._pairs: dict[int, Pair] = {}
         self._last = 0
+        self._gate = trio.Lock()
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -314,28 +321,32 @@ class Pairs:
     async def _work(self, pair: Pair, scope: trio.CancelScope) -> None:
         """Work off a send queue. Whoever stops the pair cancels the scope, and looks after the queue."""
         with scope:
-            turn = time.monotonic() + WORK_S
             while pair.sends:
                 lands, request = pair.sends[0]
                 if lands > trio.current_time():
                     await trio.sleep_until(lands)
-                await trio.lowlevel.checkpoint_if_cancelled()
+                await self._turn(pair)
                 try:
                     await self._carry_out(pair, request)
                 except Failed as failure:
                     await trio.lowlevel.checkpoint_if_cancelled()
                     self._fail(pair, request, failure)
                     return
-                if time.monotonic() > turn:
-                    await trio.lowlevel.checkpoint()
-                    turn = time.monotonic() + WORK_S
             pair.worker = None
+
+    async def _turn(self, pair: Pair) -> None:
+        """Let others go on if it is time: the rest of the daemon, and one other pair."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if time.monotonic() >= pair.turn_ends:
+            async with self._gate:
+                await trio.lowlevel.checkpoint()
+            pair.turn_ends = time.monotonic() + TURN_S
 
     async def _carry_out(self, pair: Pair, request: bytes) -> None:
         wr_id, opcode, flags, imm, _, address, key, _, compare, swap = SEND_WR.unpack_from(request)
         op = WrOp(opcode)
         fetches = op is WrOp.RDMA_READ or op in _ATOMIC
-        need = Access.LOCAL_WRITE if fetches else NO_ACCESS
+        need = LOCAL_WRITE if fetches else 0
         local = End(self._table, pair.domain, _ranges(request, SEND_WR.size), need, _LOCAL)
         length = local.length
         if length > MESSAGE_MAX or (op in _ATOMIC and length != _ATOMIC_BYTES):
@@ -359,7 +370,7 @@ class Pairs:
             ranges = _ranges(peer.recvs[0], RECV_WR.size)
             if sum(n for _, _, n in ranges) < length:
                 raise _REMOTE_LENGTH()
-            return End(self._table, peer.domain, _cut(ranges, length), Access.LOCAL_WRITE, _REMOTE_BUFFER)
+            return End(self._table, peer.domain, _cut(ranges, length), LOCAL_WRITE, _REMOTE_BUFFER)
         need = _REMOTE[op]
         if need & ~peer.access or (op in _ATOMIC and address % _ATOMIC_BYTES):
             raise _REMOTE_INVALID()
@@ -369,7 +380,7 @@ class Pairs:
         length = source.length
         for at in range(0, length, PIECE_BYTES):
             if at:
-                await trio.lowlevel.checkpoint()
+                await self._turn(link.pair)
             await self._settled(partial(self._piece, link, source, target, at, min(PIECE_BYTES, length - at)))
 
     def _piece(self, link: Link, source: End, target: End, at: int, length: int) -> None:
@@ -421,6 +432,8 @@ class Pairs:
 
     async def _peer(self, pair: Pair) -> Pair:
         """Wait for it as long as the transport would go on trying (timeout 0: for ever)."""
+        if (peer := self._peer_of(pair)) is not None:
+            return peer
         seconds = (pair.retry_cnt + 1) * 4.096e-6 * (1 << pair.timeout) if pair.timeout else float("inf")
         with trio.move_on_after(seconds):
             while (peer := self._peer_of(pair)) is None:
@@ -431,6 +444,8 @@ class Pairs:
     async def _receiver(self, pair: Pair) -> Pair:
         """The peer, with a receive request. Without one it is Receiver Not Ready, for as long as `rnr_retry` tries last."""
         peer = await self._peer(pair)
+        if peer.recvs:
+            return peer
         tries = float("inf") if pair.rnr_retry == _RNR_FOR_EVER else pair.rnr_retry
         with trio.move_on_after(tries * _RNR_MS[peer.min_rnr_timer] / 1000):
             while not peer.recvs:

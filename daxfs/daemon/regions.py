@@ -10,6 +10,7 @@ Rules
 - On demand: when the file system takes the blocks it calls `_let_go`, at once and without waiting, as Linux calls an MMU
   notifier. The next transfer faults the range in again from the file as it is then, or is refused if it is not there.
   LayoutBusy passes through: a layout change is under way, and the fault has to come again.
+- Poisoned blocks are refused, to read and to write.
 - All is synchronous. Bytes move in runs, never block by block.
 
 Not here: queues, completions and time (queues.py), handles and calls (hca.py).
@@ -28,10 +29,11 @@ from daxfs.abi_hca import Access
 from daxfs.core import holding
 from daxfs.core.pins import Pin, State
 from daxfs.daemon.service import OpenFile, Service, now
-from daxfs.errors import BadArgument, Busy, FsError, LayoutBusy, NoEntry
+from daxfs.errors import BadArgument, Busy, FsError, LayoutBusy, NoEntry, Poisoned
 
 Piece = tuple[int, int]  # byte address on the image, bytes
-_WRITES = Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_ATOMIC
+_WRITES = int(Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_ATOMIC)
+_ON_DEMAND = int(Access.ON_DEMAND)
 
 
 class Refused(Exception):
@@ -44,7 +46,7 @@ class Region:
 
     domain: object
     key: int
-    access: Access
+    access: int
     file: OpenFile
     offset: int
     length: int
@@ -56,7 +58,7 @@ class Region:
 
     @property
     def on_demand(self) -> bool:
-        return bool(self.access & Access.ON_DEMAND)
+        return bool(self.access & _ON_DEMAND)
 
     def use(self, pin: Pin) -> None:
         self.pin = pin
@@ -90,7 +92,7 @@ class Table:
 
     # -- life --
 
-    def register(self, domain: object, file: OpenFile, access: Access, pin_id: int, start: int, length: int, iova: int
+    def register(self, domain: object, file: OpenFile, access: int, pin_id: int, start: int, length: int, iova: int
                  ) -> Region:  # fmt: skip
         """A region on a pin of an open file. BadArgument, NoEntry (no such pin here), Busy (another region has it)."""
         pin = self._volume.pins.get(file.fh, pin_id)
@@ -157,7 +159,7 @@ class Table:
 
     # -- transfers --
 
-    def check(self, domain: object, key: int, address: int, length: int, need: Access) -> tuple[Region, int]:
+    def check(self, domain: object, key: int, address: int, length: int, need: int) -> tuple[Region, int]:
         """The region of a key and the offset in its file, if all of an address range may be reached now. Refused,
         LayoutBusy."""
         region = self._keys.get(key)
@@ -167,18 +169,29 @@ class Table:
             raise Refused("the region does not allow this")
         return region, self._settled(region, address - region.iova, length, need)
 
-    def reach(self, domain: object, key: int, address: int, length: int, need: Access) -> list[Piece]:
+    def reach(self, domain: object, key: int, address: int, length: int, need: int) -> list[Piece]:
         """Where the bytes of an address range are on the image now. Refused, LayoutBusy."""
         region, offset = self.check(domain, key, address, length, need)
-        return list(region.pieces(offset, length, self._volume.block_size))
+        return self._sound(region, offset, length)
 
-    def inside(self, region: Region, offset: int, length: int, need: Access) -> list[Piece]:
+    def inside(self, region: Region, offset: int, length: int, need: int) -> list[Piece]:
         """The same for the region's owner, by offset within it."""
         if need & ~region.access:
             raise Refused("the region does not allow this")
-        return list(region.pieces(self._settled(region, offset, length, need), length, self._volume.block_size))
+        return self._sound(region, self._settled(region, offset, length, need), length)
 
-    def _settled(self, region: Region, offset: int, length: int, need: Access) -> int:
+    def _sound(self, region: Region, offset: int, length: int) -> list[Piece]:
+        """Where the bytes are, if the medium has not failed there."""
+        pieces = list(region.pieces(offset, length, self._volume.block_size))
+        if self._volume.poison:
+            try:
+                for piece in pieces:
+                    self._volume.poison.refuse(*piece)
+            except Poisoned as e:
+                raise Refused(e.why) from None
+        return pieces
+
+    def _settled(self, region: Region, offset: int, length: int, need: int) -> int:
         """The offset in the file, of a range that is within bounds and has blocks that are held."""
         if offset < 0 or offset + length > region.length:
             raise Refused("out of the region's bounds")

@@ -2,10 +2,10 @@
 
 States: live -> removing (no new pins: `volume.leaving` is the live reference that every PIN looks at; holders were told;
 everything else goes on) -> removed. In between the pins that are left when the time is over are revoked, the kernel's
-pages of all open files are dropped (the unmap-all of that thread: whoever still has a file mapped faults, and finds no device),
-and the image is closed cleanly. From then on the door is shut (`Service.gone`): every call answers ENODEV, but for those that
-let people look at the mount's root and at the state of the device. The daemon lives on, without the image, until the mount
-is taken away.
+pages of all open files are dropped (the unmap-all of that thread: whoever still has a file mapped faults, and finds no
+device), and the image is closed cleanly. From then on the door is shut (`Service.gone`): every call answers ENODEV, but
+for those that let people look at the mount's root and at the state of the device, and for UNPIN and NEXT_EVENT. The
+daemon lives on, without the image, until the mount is taken away.
 
 Blocks that a revoked holder may still have mapped stay in the ledger: the next mount keeps them busy till it is gone.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import trio
@@ -59,9 +58,10 @@ class Removal:
         """No new pins from now on; those that there are have `drain_s` to go, or no time at all. Again: less time."""
         self._end = min(self._end, time.monotonic() + (0 if force else drain_s))
         if self.state == "live":
-            log.info("the device is being removed: %d open files hold %d pins", self._volume.pins.owners, len(self._volume.pins))
+            pins = self._volume.pins
+            log.info("the device is being removed: %d open files hold %d pins", pins.owners, len(pins))
             self._volume.leaving = True
-            for owner in self._volume.pins.owner_list():
+            for owner in pins.owner_list():
                 self._volume.events.push(owner, Event(abi.EVENT_DEVICE_REMOVE, 0, 0, 0))
             for ino in list(self._volume.breaks):
                 self._service.moved(ino)  # pins that wait behind a layout change are refused
@@ -69,7 +69,7 @@ class Removal:
 
     async def _run(self) -> None:
         volume = self._volume
-        while volume.pins.owners and time.monotonic() < self._end:
+        while volume.pins.owners and time.monotonic() < self._end:  # noqa: ASYNC110 - an unpin is cheap, and stays so
             await trio.sleep(_LOOK_S)
         await self._revoke()
         await self._drop_pages()
@@ -93,7 +93,7 @@ class Removal:
             if inode.opens and inode.is_file:
                 await trio.to_thread.run_sync(session.inval_inode, inode.ino)
 
-    def _known(self) -> Iterator[Inode]:
+    def _known(self) -> list[Inode]:
         return self._volume.in_memory()
 
     def _detach(self) -> None:
@@ -122,8 +122,7 @@ class Removal:
         service = self._service
         if request.opcode in (protocol.RELEASE, protocol.RELEASEDIR):
             (fh,) = protocol.RELEASE_IN.unpack_from(request.body)
-            service.pollers.pop(fh, None)
-            session.detach(fh)
+            service.forget_handle(fh)
             request.reply()
         elif request.nodeid == ROOT_INO and request.opcode in self._root:
             request.reply(self._root[request.opcode])

@@ -29,6 +29,7 @@ from daxfs.errors import BadDescriptor, FsError
 
 log = logging.getLogger("daxfs")
 
+RELEASE_BATCH = 512  # pins that are released between two looks at the mount
 FREE_BATCH = 64  # runs that the delayed free gives back between two looks at the mount
 WORK_S = 0.005  # how long one handler may go on before others get their turn
 
@@ -75,6 +76,7 @@ class Service:
         self.waiting = Waiting(volume, self.start)
         self.pollers: dict[int, set[int]] = {}  # handle -> what the kernel wants to hear when an event comes
         volume.events.on_event = self.wake_pollers
+        self.on_release: Callable[[int], None] = lambda fh: None  # the HCA's, called before the pins of a description go
         self._nursery: trio.Nursery
         self._names: dict[int, tuple[int, bytes]] = {}  # inode -> (parent, name), as last heard
         volume.root.nlookup = 1  # the mount's own, never forgotten
@@ -160,17 +162,39 @@ class Service:
 
     def release(self, fh: int) -> None:
         """The last close of a description: its pins end with it."""
+        if self.volume.pins.owned(fh) > RELEASE_BATCH:
+            self.start(self._release_slowly, fh)
+        else:
+            self._end(fh)
+
+    async def _release_slowly(self, fh: int) -> None:
+        """One with very many pins, so that the others get their turn. The handle is not given to anybody meanwhile."""
+        self.on_release(fh)
+        turns = Turns()
+        while not self.gone and holding.release_some(self.volume, fh, RELEASE_BATCH):
+            self.moved(self.file(fh).inode.ino)
+            await turns.pause()
+        self._end(fh)
+
+    def _end(self, fh: int) -> None:
+        inode = self.forget_handle(fh)
+        inode.opens -= 1
+        if not self.gone:
+            self._settle(inode)
+
+    def forget_handle(self, fh: int) -> Inode:
+        """The kernel has no such handle any more. Its inode."""
         file = self.file(fh)
+        self.on_release(fh)
         session.detach(fh)
         self.pollers.pop(fh, None)
         if same := self.opened.get(file.inode.ino):
             same.pop(fh, None)
             if not same:
                 del self.opened[file.inode.ino]
-        holding.release_owner(self.volume, file.inode, fh)
+        holding.release_owner(self.volume, fh, file.inode)
         self.moved(file.inode.ino)
-        file.inode.opens -= 1
-        self._settle(file.inode)
+        return file.inode
 
     def _settle(self, inode: Inode) -> None:
         """Let go of an inode that nobody refers to; without a link it dies."""

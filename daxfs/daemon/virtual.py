@@ -1,7 +1,7 @@
 """`.daxfs`: the daemon's reports as files in a hidden directory of the mount's root, for `cat`.
 
-The directory answers a lookup of its name, but no listing of the root has it. Its files are made anew at each open and do not
-change while they are open; as in /proc their size is 0. Nothing here is on media: inode numbers start above all that the
+The directory answers a lookup of its name, but no listing of the root has it. Its files are made anew at each open and do
+not change while they are open; as in /proc their size is 0. Nothing here is on media: inode numbers start above all that the
 inode table can have. Nothing here can be changed (EPERM), and no other file can take the name in the root.
 
 `takes` is asked for every raw request, before its handler; `refuses` for every call that comes through pyfuse3.
@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 from daxfs import abi
@@ -79,8 +80,7 @@ def refuses(arguments: tuple[Any, ...]) -> bool:
     """Whether a call that pyfuse3 has decoded would change something here, or take the name."""
     if any(owns(argument) for argument in arguments):
         return True
-    pairs = zip(arguments, arguments[1:], strict=False)
-    return any(name == NAME and parent == ROOT_INO for parent, name in pairs)
+    return any(name == NAME and parent == ROOT_INO for parent, name in pairwise(arguments))
 
 
 class Virtual:

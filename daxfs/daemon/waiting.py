@@ -73,9 +73,12 @@ class Waiting:
         if request.interrupted:
             scope.cancel()
         since: dict[str, float] = {}
+        announced: set[int] = set()
         try:
             with scope:
                 while busy := self._attempt(request, handler):  # and no checkpoint until it is parked
+                    if busy.kind in _CHANGES:
+                        announced.add(busy.ino)
                     started = since.setdefault(busy.kind, time.monotonic())
                     with self._announced(busy):
                         if not await self._moved_before(busy, started + self._limit(busy.kind)):
@@ -86,6 +89,8 @@ class Waiting:
             del self._overdue[request.unique]
             if not request.answered:
                 request.error(errno.EINTR)
+            for ino in announced:
+                self.moved(ino)  # pins that were held back; not before the end: it would wake itself for ever
 
     def _attempt(self, request: Request, handler: Handler) -> LayoutBusy | None:
         """Run the handler; who stands in the way, if somebody does."""
@@ -133,4 +138,3 @@ class Waiting:
             breaks.remove(waiting)
             if not breaks:
                 self._volume.breaks.pop(busy.ino, None)
-                trio.lowlevel.current_trio_token().run_sync_soon(self.moved, busy.ino)

@@ -1,8 +1,9 @@
 """The process that scenarios get their actors from: it forks one per request, and each does what it is told.
 
-`python -m daxfs.lab.actor FD`: on the socket FD arrive bytes with one descriptor each, the channel of a new actor; the answer
-is its pid. An actor takes (function, args, kwargs) from its channel, calls it, and sends back what came of it. It ends with
-its channel. Forking from a process that has everything imported takes a few milliseconds, which starting Python does not.
+`python -m daxfs.lab.actor FD`: on the socket FD arrive bytes with one descriptor each, the channel of a new actor; the
+answer is its pid. An actor takes (function, args, kwargs) from its channel, calls it, and sends back what came of it.
+It ends with its channel. Forking from a process that has everything imported takes a few milliseconds, which starting
+Python does not.
 """
 
 from __future__ import annotations

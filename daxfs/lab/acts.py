@@ -415,15 +415,9 @@ def statfs(path: str) -> tuple[int, int]:
     return found.f_blocks, found.f_bfree
 
 
-
 def close_without_unpin(file: int) -> None:
     """Unmap and close the descriptor as a program would that has never heard of unpin."""
     for pin in [pin for pin in _pins.values() if pin.file is _files[file]]:
         pin.detach()
     os.close(file)
     del _files[file]
-
-
-def reported_pins(mount: str) -> list[dict[str, object]]:
-    """All pins of a mount."""
-    return client.pins(mount)

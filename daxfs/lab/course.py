@@ -1,10 +1,10 @@
 """The common course of a scenario: pins on a file A of eight blocks, one call by somebody else, and what must be seen.
 
-`Call` knows what it does to the file's bytes; `Sees` says how it meets the pins under a policy. The course:
-pins are taken, each by a process of its own -> the call is made -> it returns, waits, fails or asks, as the table says ->
-the file has its new bytes (or the old ones), the holders still have theirs -> what the table says is busy, and nobody can get
-the holders' blocks -> the holders write by DMA, which shows in the file only where the block is still the file's -> pins are
-given back -> the invariants.
+`Call` knows what it does to the file's bytes; `Sees` says how it meets the pins under a policy. The course: pins are
+taken, each by a process of its own -> the call is made -> it returns, waits, fails or asks, as the table says -> the
+file has its new bytes (or the old ones), the holders still have theirs -> what the table says is busy, and nobody can
+get the holders' blocks -> the holders write by DMA, which shows in the file only where the block is still the file's ->
+pins are given back -> the invariants.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from daxfs import abi
 from daxfs.lab import acts
-from daxfs.lab.processes import Unseen, eventually
+from daxfs.lab.processes import Unseen, errno_name, eventually
 from daxfs.lab.scenario import BLOCK, EVERY, Held, Lab, Range, Scenario, Taken, register
 
 
@@ -89,7 +89,7 @@ class Sees:
     errno: int = 0
 
     def __str__(self) -> str:
-        code = f" ({errno.errorcode[self.errno]})" if self.errno else ""
+        code = f" ({errno_name(self.errno)})" if self.errno else ""
         return f"{self.how.value}{code}" + (f"; {self.busy} busy" if self.busy else "")
 
 
@@ -200,4 +200,3 @@ def show_corruption(lab: Lab, taken: Taken) -> None:
     if found is None:
         raise Unseen("the device wrote into a block of another file, but the file does not show it")
     lab.say(f"file B was written full of {taken.full_of[:11]!r}; at byte {found[0]} it now has {found[1]!r}")
-

@@ -1,7 +1,7 @@
 """A model of the wait that Linux could not have, and of the one that daxfs has (Kara, October 2017).
 
-Three threads and one lock that keeps page faults out of a hole while it is being punched:
-    GUP     takes a reference on page A, then faults on page B for the second part of its range, then does its I/O and lets go
+Two threads, and a lock that keeps page faults out of a hole while it is being punched:
+    GUP     refers to page A, then faults on page B for the second part of its range, does its I/O, lets go
     punch   frees pages A and B: takes the lock, waits for their references, frees, drops the lock
 `naive` waits under the lock; `daxfs` looks under the lock, drops it to wait, and looks again. All interleavings are tried: a
 state in which nobody can go on and somebody has not ended is a deadlock. `freed under a reference` would be the 2017 bug.
@@ -19,7 +19,8 @@ START, END = "start", "end"
 
 @dataclass(frozen=True)
 class State:
-    """`at`: where each thread is; `lock`: who has it; `references`: pages that GUP refers to; `freed`: pages that are gone."""
+    """`at`: where each thread is; `lock`: who has it; `references`: pages that GUP refers to; `freed`: pages that are
+    gone."""
 
     gup: str = START
     punch: str = START
@@ -38,8 +39,12 @@ def gup(state: State) -> tuple[str, State] | None:
             if state.lock:
                 return None
             if page in state.freed:
-                return f"GUP faults on page {page}, which is gone: EFAULT, lets go", replace(state, gup=END, references=frozenset())
-            return f"GUP faults on page {page} and refers to it", replace(state, gup=after, references=state.references | {page})
+                return f"GUP faults on page {page}, which is gone: EFAULT, lets go", replace(
+                    state, gup=END, references=frozenset()
+                )
+            return f"GUP faults on page {page} and refers to it", replace(
+                state, gup=after, references=state.references | {page}
+            )
     if state.gup == "has both":
         return "GUP does its I/O and lets go", replace(state, gup=END, references=frozenset())
     return None
@@ -73,7 +78,8 @@ DESIGNS: Mapping[str, Step] = {"naive": naive_punch, "daxfs": daxfs_punch}
 
 
 def explore(punch: Step) -> tuple[int, list[str] | None]:
-    """Try all interleavings. How many states there are, and the steps of the shortest way into a deadlock, if there is one."""
+    """Try all interleavings. How many states there are, and the steps of the shortest way into a deadlock, if there is
+    one."""
     first = State()
     ways: dict[State, list[str]] = {first: []}
     todo = [first]

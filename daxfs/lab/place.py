@@ -7,12 +7,14 @@ one new directory, and a policy that is not the mount's is set file by file.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,10 +25,13 @@ import daxfs
 from daxfs import client
 from daxfs.core.format import format_image
 from daxfs.core.fsck import check
+from daxfs.daemon.mountpoint import unmount
+from daxfs.errors import FsError
 from daxfs.lab.processes import Unseen, alive, eventually
 
 SIZE = 24 << 20
-OPTIONS: Mapping[str, str] = {"lease_break_s": "0.6", "invalidate_s": "0.4"}
+OPTIONS: Mapping[str, str] = {"lease_break_s": "3", "invalidate_s": "0.4"}
+CLOSE_S = 30
 _COMMAND_S = 60
 _TROUBLE = ("Traceback", "ERROR", "CRITICAL", "Exception ignored")
 
@@ -64,9 +69,7 @@ def temporary(policy: str, settings: Mapping[str, str] | None = None, *, size: i
     place = Place(str(home / "mnt"), policy, True, {**OPTIONS, **(settings or {})}, str(home / "image"), str(home / "log"))
     os.mkdir(place.path)
     try:
-        import time
-
-        format_image(place.image, size, now=time.time_ns(), uid=os.getuid(), gid=os.getgid())
+        make_image(place.image, size)
         mount(place)
         yield place
         _finish(place)
@@ -74,22 +77,28 @@ def temporary(policy: str, settings: Mapping[str, str] | None = None, *, size: i
         _remove(place)
 
 
+def make_image(path: str, size: int) -> None:
+    format_image(path, size, now=time.time_ns(), uid=os.getuid(), gid=os.getgid())
+
+
 def mount(place: Place) -> None:
-    """Mount (again). Unseen with what the command said."""
+    """Mount (again). FsError with what the command said: then nothing can be run."""
     options = ",".join(f"{name}={value}" if value else name for name, value in place.settings.items())
     policy = ["--policy", place.policy]
     words = ["mount", "--image", place.image, "--log", place.log, *policy, "-o", options, place.path]
     done = run_daxfs(*words)
     if done.returncode:
-        raise Unseen(f"daxfs {' '.join(words)}: {done.stderr.strip()}")
+        raise FsError(f"daxfs {' '.join(words)}: {done.stderr.strip()[-500:]}")
     place.daemon = int(client.info(place.path)["pid"])
 
 
 def _finish(place: Place) -> None:
     if place.daemon:
-        done = run_daxfs("umount", place.path)
-        if done.returncode:
-            raise Unseen(f"the mount could not be unmounted: {done.stderr.strip()}")
+        try:
+            unmount(place.path)
+        except FsError as problem:
+            raise Unseen(f"the mount could not be unmounted: {problem.why}") from None
+        eventually("the daemon closes the image", lambda: not alive(place.daemon), CLOSE_S)
     if place.policy == "unsafe":
         return  # a holder may have destroyed anything: that is the point
     report = check(place.image)
@@ -104,7 +113,8 @@ def _finish(place: Place) -> None:
 
 def _remove(place: Place) -> None:
     if place.daemon and alive(place.daemon):
-        eventually("the daemon ends", lambda: not alive(place.daemon) or not os.path.ismount(place.path), 1.0)
+        with contextlib.suppress(Unseen):
+            eventually("the daemon ends", lambda: not alive(place.daemon) or not _is_mounted(place.path), 1.0)
     if place.daemon and alive(place.daemon):
         os.kill(place.daemon, signal.SIGKILL)
     while _is_mounted(place.path):

@@ -1,8 +1,8 @@
 """Real processes for scenarios: who holds, who truncates, who is killed meanwhile.
 
-`Zygote.process()` gives one; `process.do(function, *args)` calls a function in it and gives back its result, or raises its
-OSError; `process.start(...)` does not wait and returns a `Pending`. Functions are pickled by name: those of `acts.py`, of the
-standard library (os.unlink), or of a person's own scenario file.
+`Zygote.process()` gives one; `process.do(function, *args)` calls a function in it and gives back its result, or raises
+its OSError; `process.start(...)` does not wait and returns a `Pending`. Functions are pickled by name: those of
+`acts.py`, of the standard library (os.unlink), or of a person's own scenario file.
 
 Nothing here waits for ever: what does not come within its time is an `Unseen`. The lab itself never touches a mount, its
 processes do: a daemon that hangs must not hang the lab.
@@ -28,6 +28,8 @@ import daxfs
 CALL_S = 10.0  # what a call may take that has nothing to wait for
 RETURNED, OS_ERROR, RAISED = "returned", "os error", "raised"  # what comes back on a channel
 
+_USUAL = {errno.EDEADLK: "EDEADLK", errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EAGAIN: "EAGAIN"}
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -38,6 +40,13 @@ class Unseen(Exception):
 
 class Died(Exception):
     """The process ended before it answered."""
+
+
+def errno_name(code: int | None) -> str:
+    """EOPNOTSUPP, not ENOTSUP, which is the same number; "" for none."""
+    if not code:
+        return ""
+    return _USUAL.get(code) or errno.errorcode.get(code, str(code))
 
 
 def eventually(what: str, condition: Callable[[], T], within_s: float = 3.0) -> T:

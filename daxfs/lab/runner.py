@@ -6,25 +6,24 @@ share; one that goes wrong is thrown away, and the next scenario gets a fresh on
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from daxfs.errors import BadArgument, NoEntry
+from daxfs.errors import BadArgument, FsError, NoEntry
 from daxfs.lab import place as places
 from daxfs.lab.place import Place
-from daxfs.lab.processes import Died, Unseen, Zygote
+from daxfs.lab.processes import Died, Unseen, Zygote, errno_name
 from daxfs.lab.scenario import EVERY, SCENARIOS, Lab, NotApplicable, Scenario
 
 REASON_MAX = 600  # characters
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "n/a"
-CATALOGUE = ("truncate", "waiting", "punch", "names", "holders", "revocable")
+CATALOGUE = ("truncate", "waiting", "punch", "names", "space", "holders", "revocable", "device")
 
 
 @dataclass(frozen=True)
@@ -64,22 +63,30 @@ def select(scenarios: dict[str, Scenario], names: Sequence[str]) -> list[Scenari
     for name in names:
         if name not in scenarios:
             near = [known for known in scenarios if name in known or known in name]
-            raise BadArgument(f"no scenario {name!r}" + (f"; is it {', '.join(near[:5])}?" if near else "; see: daxfs scenario list"))
+            raise BadArgument(
+                f"no scenario {name!r}" + (f"; is it {', '.join(near[:5])}?" if near else "; see: daxfs scenario list")
+            )
     return [scenarios[name] for name in names]
 
 
+def in_order(scenarios: Sequence[Scenario]) -> list[Scenario]:
+    """Those that can share a mount one after the other."""
+    return sorted(scenarios, key=lambda s: (s.own_mount, sorted(s.options.items())))
+
+
 def run(
-    scenarios: Sequence[Scenario], policies: Sequence[str] = EVERY, *, mount: str | None = None, paths: Sequence[str] = (),
-    heard: Callable[[Result], None] = lambda result: None,
-) -> Iterator[Result]:  # fmt: skip
-    """Run them all, policy by policy. `paths`: where a person's scenario files are."""
+    scenarios: Sequence[Scenario], policies: Sequence[str] = EVERY, *, mount: str | None = None, paths: Sequence[str] = ()
+) -> Iterator[Result]:
+    """Run them all, policy by policy. `paths`: where a person's scenario files are. FsError if there is nothing to mount."""
     with Zygote(paths) as zygote, ExitStack() as stack:
         rooms = Rooms(stack, mount)
         for policy in policies:
-            for scenario in sorted(scenarios, key=lambda s: (s.own_mount, sorted(s.options.items()))):
-                result = run_one(scenario, policy, rooms, zygote)
-                heard(result)
-                yield result
+            for scenario in in_order(scenarios):
+                yield run_one(scenario, policy, rooms, zygote)
+        try:
+            rooms.close()
+        except Unseen as problem:
+            yield Result("the last mount", policies[-1], FAIL, "", 0.0, str(problem))
 
 
 class Rooms:
@@ -123,7 +130,7 @@ class Rooms:
         """Take it down whatever state it is in."""
         try:
             self.close()
-        except Exception as problem:
+        except Unseen as problem:
             print(f"daxfs: the mount of the lab: {problem}", file=sys.stderr)
 
 
@@ -133,7 +140,7 @@ def run_one(scenario: Scenario, policy: str, rooms: Rooms, zygote: Zygote) -> Re
     lab: Lab | None = None
 
     def result(outcome: str, reason: str = "") -> Result:
-        code = errno.errorcode.get(lab.errno, str(lab.errno)) if lab and lab.errno else ""
+        code = errno_name(lab.errno if lab else 0)
         seconds = round(time.monotonic() - started, 3)
         why = " ".join(reason.split())[:REASON_MAX]
         return Result(scenario.name, policy, outcome, code, seconds, why, tuple(lab.log) if lab else ())
@@ -142,7 +149,12 @@ def run_one(scenario: Scenario, policy: str, rooms: Rooms, zygote: Zygote) -> Re
         return result(NOT_APPLICABLE, f"it says nothing about policy {policy}")
     try:
         place = rooms.place(scenario, policy)
-        started = time.monotonic()
+    except NotApplicable as why:
+        return result(NOT_APPLICABLE, str(why))
+    except Unseen as problem:
+        return result(FAIL, f"not run: the mount before it ended badly: {problem}")
+    started = time.monotonic()
+    try:
         lab = Lab(place, policy, zygote, scenario.name)
         scenario.play(lab)
         lab.finish()
@@ -150,13 +162,14 @@ def run_one(scenario: Scenario, policy: str, rooms: Rooms, zygote: Zygote) -> Re
             rooms.close()
         return result(PASS)
     except NotApplicable as why:
-        return result(NOT_APPLICABLE, str(why))
-    except (Unseen, Died) as problem:
+        answer = result(NOT_APPLICABLE, str(why))
+    except (Unseen, Died, FsError) as problem:
         answer = result(FAIL, str(problem))
     except Exception as problem:
         answer = result(FAIL, f"{type(problem).__name__}: {problem}")
     finally:
         if lab:
-            lab.abandon()
-    rooms.throw_away()
+            lab.end()
+    if lab is None or scenario.own_mount or not lab.abandon():
+        rooms.throw_away()
     return answer

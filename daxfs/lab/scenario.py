@@ -1,16 +1,16 @@
 """A scenario: who pins, what is called, what must be seen under each policy. And the `Lab` that it runs in.
 
-Most scenarios are a `case`: pins, one `Call` and a table of what must be seen; all of them take the same course (`course.py`).
-The others are a `story`: the same facts in words, and a function that plays it. Each runs in a directory of its own with real
-processes and system calls, and ends with the invariants (`Lab.finish`): pins given back, no busy block left, free + used +
-busy as many as ever, and the bytes of every file that nobody was told to change unchanged.
+Most scenarios are a `case`: pins, one `Call` and a table of what must be seen; all of them take the same course
+(`course.py`). The others are a `story`: the same facts in words, and a function that plays it. Each runs in a directory
+of its own with real processes and system calls, and ends with the invariants (`Lab.finish`): pins given back, no busy
+block left, free + used + busy as many as ever, and the bytes of every file that nobody was told to change unchanged.
 
-A person's own scenarios are a Python file that does the same as the modules of `catalogue/`: see `daxfs scenario run --file`.
+A person's own scenarios are a Python file that does the same as the modules of `catalogue/`: see `daxfs scenario run
+--file`.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from daxfs import abi, client
 from daxfs.core.policy import POLICIES
 from daxfs.lab import acts
 from daxfs.lab.place import Place
-from daxfs.lab.processes import CALL_S, Pending, Process, Unseen, Zygote, eventually
+from daxfs.lab.processes import CALL_S, Died, Pending, Process, Unseen, Zygote, errno_name, eventually
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -183,6 +183,7 @@ class Lab:
         self.settings = place.settings
         self.errno = 0  # what the call of the scenario gave
         self.log: list[str] = []  # what a person should see besides the outcome
+        self._mounted = True
         self._zygote = zygote
         self._processes: list[Process] = []
         self._kept: dict[str, bytes] = {}  # files that must not change
@@ -250,7 +251,8 @@ class Lab:
         return {block for start, count in self.clerk.do(acts.blocks_of, path) for block in range(start, start + count)}
 
     def take_all(self, *pins: Held, write: bool = False) -> Taken:
-        """Somebody takes every free block: does he get some that these pins cover? `write`: he fills his file with a pattern."""
+        """Somebody takes every free block: does he get some that these pins cover? `write`: he fills his file with a
+        pattern."""
         wanted = set().union(*(pin.blocks for pin in pins))
         file, rest = self.path("B"), self.path("B-rest")
         block = (b"<new owner>" * BLOCK)[:BLOCK]
@@ -321,7 +323,7 @@ class Lab:
             try:
                 gave = repr(pending.result())
             except OSError as problem:
-                gave = _name(problem.errno)
+                gave = errno_name(problem.errno)
             raise Unseen(f"{pending.what} did not wait: it gave {gave}")
 
     def returns(self, pending: Pending[T], within_s: float = CALL_S) -> T:
@@ -330,7 +332,7 @@ class Lab:
             return pending.result(within_s)
         except OSError as problem:
             self.errno = problem.errno or 0
-            raise Unseen(f"{pending.what} failed with {_name(problem.errno)}") from None
+            raise Unseen(f"{pending.what} failed with {errno_name(problem.errno)}") from None
 
     def fails(self, code: int, pending: Pending[Any], within_s: float = CALL_S) -> None:
         """It returns with this errno."""
@@ -339,11 +341,14 @@ class Lab:
         except OSError as problem:
             self.errno = problem.errno or 0
             if problem.errno != code:
-                raise Unseen(f"{pending.what} failed with {_name(problem.errno)}, not with {_name(code)}") from None
+                found = errno_name(problem.errno)
+                raise Unseen(f"{pending.what} failed with {found}, not with {errno_name(code)}") from None
             return
-        raise Unseen(f"{pending.what} gave {_short(value)} instead of {_name(code)}")
+        raise Unseen(f"{pending.what} gave {_short(value)} instead of {errno_name(code)}")
 
-    def refuses(self, code: int, who: Process | Holder, function: Callable[P, object], *args: P.args, **kw: P.kwargs) -> None:
+    def refuses(
+        self, code: int, who: Process | Holder, function: Callable[P, object], *args: P.args, **kw: P.kwargs
+    ) -> None:
         """A call fails with this errno at once."""
         self.fails(code, who.start(function, *args, **kw))
 
@@ -355,9 +360,9 @@ class Lab:
         except OSError as problem:
             self.errno = problem.errno or 0
             if problem.errno != code:
-                raise Unseen(f"{_name(problem.errno)} instead of {_name(code)}: {problem}") from None
+                raise Unseen(f"{errno_name(problem.errno)} instead of {errno_name(code)}: {problem}") from None
             return
-        raise Unseen(f"no error, where {_name(code)} was expected")
+        raise Unseen(f"no error, where {errno_name(code)} was expected")
 
     def needs(self, condition: object, why: str) -> None:
         """NotApplicable, if the condition does not hold."""
@@ -373,6 +378,12 @@ class Lab:
 
     # -- the end --
 
+    def mount_is_gone(self) -> None:
+        """The scenario has taken its mount down: end everybody; there is nothing left to look at."""
+        self._mounted = False
+        for process in self._processes:
+            process.kill()
+
     def finish(self) -> None:
         """The invariants: see the module."""
         for process in self._processes:
@@ -380,6 +391,8 @@ class Lab:
                 process.kill()
         for process in self._processes[1:]:
             eventually(f"process {process.pid} is gone", lambda: process.gone)  # noqa: B023
+        if not self._mounted:
+            return
         eventually("all pins of the run are released", lambda: not self.pins())
         eventually("no block of the run is busy", lambda: self.busy() <= 0)
         for path, content in self._kept.items():
@@ -397,14 +410,25 @@ class Lab:
             total, free = self.clerk.do(acts.statfs, self.place.path)
             self.see(free <= info["free"] and total <= info["blocks"], "df shows more than there is")
 
-    def abandon(self) -> None:
-        """After a failure: end everybody."""
+    def abandon(self) -> bool:
+        """After a failure: end everybody and take the files away. Whether the mount is as good as before."""
+        self.end()
+        self.clerk = self.process()
+        try:
+            eventually("all pins of the run are released", lambda: not self.pins())
+            self.clerk.do(acts.remove_tree, self.directory)
+            eventually("no block of the run is busy", lambda: self.busy() <= 0)
+            return not self.info()["failed"]
+        except (OSError, Unseen, Died, RuntimeError):
+            return False
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """End everybody."""
         for process in self._processes:
             process.end()
-
-
-def _name(code: int | None) -> str:
-    return errno.errorcode.get(code or 0, str(code))
+        self._processes = []
 
 
 def _short(value: object) -> str:

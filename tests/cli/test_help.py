@@ -10,7 +10,10 @@ from daxfs import __version__
 from daxfs.cli import app as cli
 from daxfs.cli.app import run
 
-COMMANDS = ["mkfs", "mount", "umount", "fsck", "info", "extents", "pin", "pins", "busy"]
+COMMANDS = [
+    "mkfs", "mount", "umount", "fsck", "info", "extents", "pin", "pins", "busy", "policy", "device status", "device remove",
+    "device inject-error", "scenario list", "scenario show", "scenario run", "scenario storm",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +28,7 @@ def test_these_are_the_commands() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_has_an_example(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([command, flag]) == 0
+    assert run([*command.split(), flag]) == 0
     out = capsys.readouterr().out
     assert re.search(rf"Example: daxfs {command} .*\S", out)
 
@@ -45,15 +48,18 @@ def test_examples_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) ->
 
         stand_in.__signature__ = __import__("inspect").signature(function, eval_str=True)  # type: ignore[attr-defined]
         stand_in.__annotations__ = {}
-        app.command(name)(stand_in)
+        app.command(name.replace(" ", "-"))(stand_in)
     monkeypatch.setattr(cli, "app", app)
-    assert run(cli._EXAMPLES[command].split()[1:]) == 0
+    words = cli._EXAMPLES[command].split()[1:]
+    assert run([command.replace(" ", "-"), *words[len(command.split()) :]]) == 0
     assert len(called) == 1
 
 
-@pytest.mark.parametrize("command", ["info", "extents", "pins", "busy", "fsck"])
+@pytest.mark.parametrize(
+    "command", ["info", "extents", "pins", "busy", "fsck", "device status", "device remove", "device inject-error"]
+)
 def test_json_wherever_data_is_shown(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([command, "--help"]) == 0
+    assert run([*command.split(), "--help"]) == 0
     assert "--json" in capsys.readouterr().out
 
 
@@ -83,6 +89,13 @@ def test_no_command_shows_the_help_and_is_a_usage_error(capsys: pytest.CaptureFi
         "mkfs /x --uuid 12",
         "mount /x --size lots",
         "mount /x --policy maybe",
+        "pins /x --force",
+        "pins /x --release one",
+        "device frobnicate",
+        "device inject-error /x",
+        "device inject-error /x --block -1",
+        "device inject-error /x --block 1 --count 0",
+        "device remove /x --deadline soon",
         "info",
         "info /x /y",
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from daxfs import client, gup
-from daxfs.client import PinError
+from daxfs.client import PinError, calls
 from tests.mount.conftest import Maker
 from tests.mount.harness import Mounted, eventually
 
@@ -263,3 +263,28 @@ def test_longterm_where_it_is_denied(make_mount: Maker) -> None:
             gup.pin_user_pages(vma.vm_start, 1, gup.FOLL_LONGTERM, pages)
         assert caught.value.errno == errno.EOPNOTSUPP
         assert gup.pin_user_pages(vma.vm_start, 1, 0, pages) == 1
+
+
+def test_page_states_of_a_file_and_of_a_pin(path: Path) -> None:
+    """The ioctl below: holes are left out, long answers come in pieces, and both ways of asking agree."""
+    count = 800
+    with client.open(path, "r+") as file:
+        for n in range(0, count, 2):  # every second block is a hole
+            os.pwrite(file.fileno(), b"x", n * BLOCK)
+        os.ftruncate(file.fileno(), count * BLOCK)
+        states = []
+        while more := calls.page_states(file.fileno(), 0, states[-1][0] + 1 if states else 0):
+            states += more
+        where = {e.logical + n: e.physical + n for e in file.extents() for n in range(e.count)}
+        assert [(index, block) for index, block, *_ in states] == sorted(where.items())
+        assert {(pins, references) for *_, pins, references in states} == {(0, 1)}
+        with file.pin(0, count * BLOCK, write=True) as pin, file.pin(400 * BLOCK, 2 * BLOCK):
+            found = []
+            while more := calls.page_states(file.fileno(), pin.id, len(found)):
+                found += more
+            assert [index for index, *_ in found] == list(range(count))
+            assert [block for _, block, *_ in found] == [s + n for s, c in pin.runs for n in range(c)]
+            assert [(p, r) for *_, p, r in found] == [(2, 3) if n in (400, 401) else (1, 2) for n in range(count)]
+            with client.open(path) as other, pytest.raises(PinError) as caught:
+                calls.page_states(other.fileno(), pin.id, 0)
+            assert caught.value.errno == errno.ENOENT

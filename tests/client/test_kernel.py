@@ -16,6 +16,7 @@ import pytest
 
 from daxfs import client, kernel
 from daxfs.client import PinError
+from tests.client.hosts import why_no_ring
 from tests.mount.harness import Mounted, eventually, mounts_below
 
 pytestmark = pytest.mark.mount
@@ -36,7 +37,7 @@ def path(shared_mount: Mounted) -> Path:
 @pytest.fixture
 def disk() -> Iterator[Path]:
     """A directory on a file system with a disk below it, as far as there is one."""
-    place = Path(tempfile.mkdtemp(prefix="daxfs-test-", dir=Path(__file__).parent))
+    place = Path(tempfile.mkdtemp(prefix="daxfs-test-", dir="/var/tmp"))
     yield place
     shutil.rmtree(place)
 
@@ -122,6 +123,13 @@ def test_a_long_splice_and_one_that_is_too_long(path: Path, monkeypatch: pytest.
     assert caught.value.errno == errno.ENOSPC
 
 
+@pytest.fixture
+def ring() -> None:
+    if why := why_no_ring():
+        pytest.skip(why)
+
+
+@pytest.mark.usefixtures("ring")
 def test_io_uring_fixed_buffer_after_truncate(path: Path, source: int) -> None:
     with client.open(path, "r+") as file, file.pin(write=True, longterm=True) as pin, kernel.FixedBuffer(pin) as buffer:
         with pin.map():
@@ -137,6 +145,7 @@ def test_io_uring_fixed_buffer_after_truncate(path: Path, source: int) -> None:
         unchanged()
 
 
+@pytest.mark.usefixtures("ring")
 def test_an_operation_under_way_when_truncate_comes(path: Path) -> None:
     """The ring waits for a pipe; the file is truncated and its space given to others; then the bytes come."""
     read_end, write_end = os.pipe()
@@ -155,6 +164,7 @@ def test_an_operation_under_way_when_truncate_comes(path: Path) -> None:
     os.close(write_end)
 
 
+@pytest.mark.usefixtures("ring")
 def test_closing_the_pin_ends_what_the_kernel_does(path: Path, shared_mount: Mounted) -> None:
     read_end, write_end = os.pipe()
     with client.open(path, "r+") as file:
@@ -176,6 +186,7 @@ def test_closing_the_pin_ends_what_the_kernel_does(path: Path, shared_mount: Mou
     os.close(write_end)
 
 
+@pytest.mark.usefixtures("ring")
 def test_many_operations(path: Path, source: int) -> None:
     with client.open(path, "r+") as file, file.pin(write=True) as pin, kernel.FixedBuffer(pin) as buffer:
         done: dict[int, int] = {}
@@ -193,6 +204,7 @@ def test_many_operations(path: Path, source: int) -> None:
         assert bytes(pin.map()) == PATTERN
 
 
+@pytest.mark.usefixtures("ring")
 def test_fixed_buffer_refusals(path: Path, source: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with client.open(path) as file, file.pin() as pin, pytest.raises(PinError, match="take a write pin") as caught:
         kernel.FixedBuffer(pin)
@@ -206,10 +218,11 @@ def test_fixed_buffer_refusals(path: Path, source: int, monkeypatch: pytest.Monk
         assert caught.value.errno == errno.ENOPKG
 
 
+@pytest.mark.usefixtures("ring")
 def test_an_image_on_another_file_system(disk: Path) -> None:
     """The kernel pins no page cache of ext4 and others for long; short pins and pipes it does."""
     if os.stat(disk).st_dev == os.stat("/dev/shm").st_dev:
-        pytest.skip("the sources are on tmpfs: there is no other file system to put an image on")
+        pytest.skip("/var/tmp is a tmpfs: there is no other file system to put an image on")
     mounted = Mounted(disk / "home", size="64M")
     try:
         mounted.mount()

@@ -422,7 +422,7 @@ class Machine(RuleBasedStateMachine):
         written = sorted(i for i, block in node.blocks.items() if block is not None)
         first = written[index % len(written)] + (index % 8 == 0)
         count = min(count, 1) if index % 3 else count
-        flags = (abi.FOLL_PIN if write else abi.FOLL_GET) | (abi.FOLL_WRITE if write else 0)
+        flags = abi.FOLL_PIN | (abi.FOLL_WRITE if write else 0)
         missing = self.model.missing(node, first * self.size, count * self.size)
         self.serial += 1
         done, pin = self.both(

@@ -16,8 +16,8 @@ __all__ = ["adapter", "base", "make_mount", "mount", "shared_mount"]
 
 
 @pytest.fixture
-async def adapter(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> AsyncIterator[Adapter]:
-    """A simulated HCA on a volume, and time that passes when everybody waits. The volume is checked at the end."""
+async def adapter(tmp_path: Path) -> AsyncIterator[Adapter]:
+    """A simulated HCA on a volume, which is checked at the end. Tests that wait ask for `autojump_clock` as well."""
     with fresh_volume(tmp_path) as volume:
         async with trio.open_nursery() as nursery:
             made = Adapter(volume, nursery)

@@ -8,6 +8,7 @@ import random
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from daxfs import abi, abi_hca
 from daxfs.abi_hca import Access, AttrMask, Op, State, Status, WrOp
@@ -67,7 +68,7 @@ async def test_attributes_out_of_range(adapter: Adapter, values: dict[str, int])
     refused(errno.EINVAL, lambda: one.modify(1 << 5))
 
 
-async def test_a_connection_is_mutual(adapter: Adapter) -> None:
+async def test_a_connection_is_mutual(adapter: Adapter, autojump_clock: MockClock) -> None:
     """Nobody reaches a pair that has not named him."""
     one, two, three = adapter.side(), adapter.side(adapter.file(8, 97)), adapter.side()
     one.connect(two)
@@ -80,7 +81,7 @@ async def test_a_connection_is_mutual(adapter: Adapter) -> None:
     assert two.bytes()[:4] == b"aaaa"
 
 
-async def test_the_other_side_may_come_a_little_later(adapter: Adapter) -> None:
+async def test_the_other_side_may_come_a_little_later(adapter: Adapter, autojump_clock: MockClock) -> None:
     one, two = adapter.side(adapter.file(8, 65)), adapter.side(adapter.file(8, 97))
     one.connect(two)
     one.send(WRITE, [(0, 4)], key=two.key, at=0)
@@ -99,7 +100,7 @@ async def test_the_other_side_dies(adapter: Adapter) -> None:
     assert two.bytes()[:4] == b"aaaa"
 
 
-async def test_receiver_not_ready(adapter: Adapter) -> None:
+async def test_receiver_not_ready(adapter: Adapter, autojump_clock: MockClock) -> None:
     one, two = adapter.side(), adapter.side()
     one.connect(two, rnr_retry=3)
     two.connect(one, rnr_timer=31)
@@ -115,7 +116,7 @@ async def test_receiver_not_ready(adapter: Adapter) -> None:
     assert await one.status() is Status.SUCCESS
 
 
-async def test_requests_fly_together(adapter: Adapter) -> None:
+async def test_requests_fly_together(adapter: Adapter, autojump_clock: MockClock) -> None:
     """The delay is a time of flight: it does not add up."""
     one, two = adapter.connected()
     one.delay(1_000_000)
@@ -128,11 +129,11 @@ async def test_requests_fly_together(adapter: Adapter) -> None:
     assert trio.current_time() - started == pytest.approx(1, abs=0.1)
 
 
-async def test_a_reset_forgets_what_flies(adapter: Adapter) -> None:
+async def test_a_reset_forgets_what_flies(adapter: Adapter, autojump_clock: MockClock) -> None:
     one, two = adapter.connected()
     one.delay(1000)
     one.send(WRITE, [(0, 4)], key=two.key, at=0)
-    await trio.sleep(0)
+    await trio.lowlevel.checkpoint()
     one.modify(AttrMask.STATE, state=State.RESET)
     one.connect(two)
     await trio.sleep(1)
@@ -145,7 +146,7 @@ async def test_a_reset_forgets_what_flies(adapter: Adapter) -> None:
 # -- completion queues --
 
 
-async def test_waiting_for_a_completion(adapter: Adapter) -> None:
+async def test_waiting_for_a_completion(adapter: Adapter, autojump_clock: MockClock) -> None:
     one, two = adapter.connected()
     one.delay(500_000)
     one.send(WRITE, [(0, 4)], key=two.key, at=0)
@@ -158,7 +159,7 @@ async def test_waiting_for_a_completion(adapter: Adapter) -> None:
     assert abi_hca.COUNT.unpack_from(request.answer, abi_hca.HEAD.size) == (1, 0)
 
 
-async def test_a_wait_ends_with_its_time_its_caller_or_its_queue(adapter: Adapter) -> None:
+async def test_a_wait_ends_with_its_time_its_caller_or_its_queue(adapter: Adapter, autojump_clock: MockClock) -> None:
     one = adapter.side()
     timed, interrupted, orphaned, early = Request(), Request(), Request(), Request()
     early.interrupted = True
@@ -182,7 +183,7 @@ async def test_a_wait_ends_with_its_time_its_caller_or_its_queue(adapter: Adapte
     assert orphaned.code == errno.ENOENT
 
 
-async def test_waiters_are_limited(adapter: Adapter) -> None:
+async def test_waiters_are_limited(adapter: Adapter, autojump_clock: MockClock) -> None:
     one = adapter.side()
     body = abi_hca.POLL.pack(one.cq, 1, 10, 0)
     requests = [Request() for _ in range(limits.WAITERS_MAX)]
@@ -195,7 +196,7 @@ async def test_waiters_are_limited(adapter: Adapter) -> None:
     await trio.sleep(1)
 
 
-async def test_an_overrun_ends_the_pair(adapter: Adapter) -> None:
+async def test_an_overrun_ends_the_pair(adapter: Adapter, autojump_clock: MockClock) -> None:
     one, two = adapter.connected(entries=2)
     for _ in range(4):
         one.send(WRITE, [(0, 4)], key=two.key, at=0)
@@ -287,14 +288,15 @@ async def test_a_region_may_be_odd(adapter: Adapter) -> None:
     one = adapter.side(adapter.file(8, 65))
     pin = one.pin(one.file, ALL, 2 * BLOCK, 3 * BLOCK)
     _, key = one.register(one.file, ALL, pin=pin, start=100, length=BLOCK, iova=(1 << 40) + 100)
-    other = adapter.side(adapter.file(8, 97))
-    other.pd = other.pd
     one.connect(one)
     one.send(READ, [(0, 10)], key=key, at=(1 << 40) + 100 + BLOCK - 10)
     assert await one.status() is Status.SUCCESS
     assert one.bytes()[:11] == b"D" * 10 + b"A"
-    one.send(READ, [(0, 10)], key=key, at=(1 << 40) + 100 + BLOCK - 9)
-    assert await one.status() is Status.REM_ACCESS_ERR
+    for outside in (BLOCK - 9, -1, -(1 << 40) - 100):
+        one.send(READ, [(0, 10)], key=key, at=(1 << 40) + 100 + outside)
+        assert await one.status() is Status.REM_ACCESS_ERR
+        one.modify(AttrMask.STATE, state=State.RESET)
+        one.connect(one)
 
 
 async def test_load_and_store(adapter: Adapter) -> None:

@@ -26,20 +26,19 @@ def start(program: str, *arguments: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
 
 
-def output(process: subprocess.Popen[str]) -> list[str]:
-    said, trouble = process.communicate(timeout=30)
-    assert process.returncode == 0, trouble
-    return said.splitlines()
+def output(*processes: subprocess.Popen[str]) -> list[list[str]]:
+    ended = [process.communicate(timeout=30) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said[1] for said in ended)
+    return [said.splitlines() for said, _ in ended]
 
 
 def test_ping_pong(mount: Mounted, tmp_path: Path) -> None:
     pong, ping, _ = programs()
     server = start(pong, mount.path, tmp_path / "meeting")
     client = start(ping, mount.path, tmp_path / "meeting")
-    said = output(client)
+    said, answered = output(client, server)
     assert said[0].startswith("IBV_WC_SUCCESS wr_id=1 ")
     assert said[1:] == ["read what the server has", "got pong"]
-    answered = output(server)
     assert answered[0] == "got ping"
     assert answered[1].startswith("IBV_WC_SUCCESS wr_id=2 ")
     assert (mount.path / "offered").read_bytes()[:4] == b"pong"
@@ -48,7 +47,8 @@ def test_ping_pong(mount: Mounted, tmp_path: Path) -> None:
 
 def test_truncate_in_flight(mount: Mounted) -> None:
     *_, program = programs()
-    assert output(start(program, mount.path)) == ["IBV_WC_SUCCESS", "b'fromfrom'"]
+    [said] = output(start(program, mount.path))
+    assert said == ["IBV_WC_SUCCESS", "b'fromfrom'"]
     assert (mount.path / "to").read_bytes() == b""
 
 

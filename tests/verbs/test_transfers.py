@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from daxfs.abi_hca import Access, AttrMask, State, Status, WcFlag, WcOp, WrOp
-from daxfs.core import breaking, fileops, holding
+from daxfs.core import breaking, fileops, holding, poison
 from daxfs.core.fileops import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
+from daxfs.daemon import queues
 from tests.core.image import NOW
 from tests.verbs.adapter import ALL, BLOCK, REMOTE, Adapter, Side
 
@@ -119,6 +121,32 @@ async def test_fragmented_files_and_odd_ranges(adapter: Adapter) -> None:
     expected = bytearray(bytes([200]) * 100 * BLOCK)
     expected[77 : 77 + 250_000] = one.bytes()[123:200_123] + one.bytes()[300_001:350_001]
     assert two.bytes() == expected
+
+
+async def test_many_long_messages_give_the_mount_its_turn(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pairs are at work, others wait for one piece or two."""
+    monkeypatch.setattr(queues, "TURN_S", 0.0)
+    copy, moved = adapter.volume.pmem.copy, 0
+
+    def count(source: int, target: int, n: int) -> None:
+        nonlocal moved
+        moved += n
+        copy(source, target, n)
+
+    monkeypatch.setattr(adapter.volume.pmem, "copy", count)
+    sides = [adapter.side(adapter.file(512)) for _ in range(3)]
+    for side in sides:
+        side.connect(side)
+        for _ in range(8):
+            side.send(WRITE, [(0, 512 * BLOCK)], key=side.key, at=0)
+    longest = done = 0
+    while done < 24:
+        before = moved
+        await trio.lowlevel.checkpoint()
+        longest = max(longest, moved - before)
+        done += sum(len(side.poll()) for side in sides)
+    assert moved == 24 * 512 * BLOCK
+    assert longest <= 2 << 20
 
 
 async def test_requests_are_done_in_order(adapter: Adapter) -> None:
@@ -276,17 +304,17 @@ async def test_a_region_of_a_hole_punched_file(adapter: Adapter) -> None:
     assert two.bytes()[BLOCK:][:3] == b"new"
 
 
-async def test_a_revoked_pin_lets_nothing_through(adapter: Adapter) -> None:
+@pytest.mark.parametrize("op", [READ, WRITE])
+async def test_a_revoked_pin_lets_nothing_through(adapter: Adapter, op: WrOp) -> None:
+    """Neither the other side nor its own."""
     adapter.volume.settings.policy = "revoke"
-    one, two = adapter.connected()
-    two.delay(1000)
-    two.send(WRITE, [(0, BLOCK)], key=one.key, at=0)
-    one.delay(1000)
-    one.send(READ, [(0, BLOCK)], key=two.key, at=0)
-    truncate(two)
-    assert await two.status() is Status.LOC_PROT_ERR
-    assert await one.status() in (Status.REM_ACCESS_ERR, Status.RETRY_EXC_ERR)
-    assert one.bytes()[:BLOCK] == b"A" * BLOCK
+    for revoked, status in ((1, Status.REM_ACCESS_ERR), (0, Status.LOC_PROT_ERR)):
+        one, two = adapter.connected()
+        one.delay(1000)
+        one.send(op, [(0, BLOCK)], key=two.key, at=0)
+        truncate((one, two)[revoked])
+        assert await one.status() is status
+        assert (one, two)[1 - revoked].bytes()[:BLOCK] == (b"a" if revoked == 0 else b"A") * BLOCK
 
 
 async def test_a_revoke_in_the_middle_of_a_message(adapter: Adapter) -> None:
@@ -308,6 +336,27 @@ async def test_a_revoke_in_the_middle_of_a_message(adapter: Adapter) -> None:
     one.send(WRITE, [(0, 2 << 20)], key=two.key, at=0)
     assert await one.status() is Status.REM_ACCESS_ERR
     assert sum(moved) == 1 << 20
+
+
+async def test_a_reset_in_the_middle_of_a_message(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is gone, even if there is another one at once."""
+    one, two = adapter.side(adapter.file(512, 0)), adapter.side(adapter.file(512, 0))
+    one.connect(two)
+    two.connect(one)
+    copy, moved = adapter.volume.pmem.copy, 0
+
+    def watch(source: int, target: int, n: int) -> None:
+        nonlocal moved
+        copy(source, target, n)
+        moved += n
+        if moved == 1 << 20:
+            two.modify(AttrMask.STATE, state=State.RESET)
+            two.connect(one)
+
+    monkeypatch.setattr(adapter.volume.pmem, "copy", watch)
+    one.send(WRITE, [(0, 2 << 20)], key=two.key, at=0)
+    assert await one.status() is Status.RETRY_EXC_ERR
+    assert moved == 1 << 20
 
 
 async def test_a_pin_that_is_given_back_ends_the_region(adapter: Adapter) -> None:
@@ -335,12 +384,32 @@ async def test_the_device_dirties_the_file(adapter: Adapter) -> None:
     one, two = adapter.connected()
     one.send(WRITE, [(0, 8)], key=two.key, at=0)
     assert await one.status() is Status.SUCCESS
-    before = [one.inode.mtime, two.inode.mtime]
-    for side in (one, two):
-        adapter.call(side.context, 5, side.mr.to_bytes(8, "little"))
-    assert one.inode.mtime == before[0]
-    assert two.inode.mtime > before[1]
-    assert adapter.service.dirty == [two.inode]
+    two.send(WRITE, [(0, 8)], key=one.key, at=0)
+    assert await two.status() is Status.SUCCESS
+    assert one.inode.mtime == two.inode.mtime == NOW
+    adapter.call(two.context, 5, two.mr.to_bytes(8, "little"))
+    adapter.close(one.file)
+    assert one.inode.mtime > NOW
+    assert two.inode.mtime > NOW
+    assert adapter.service.dirty == [two.inode, one.inode]
+    one, two = adapter.connected()
+    one.send(WRITE, [(0, 8)], key=two.key, at=0)
+    assert await one.status() is Status.SUCCESS
+    adapter.close(one.context)
+    adapter.close(two.context)
+    assert one.inode.mtime == NOW
+    assert two.inode.mtime > NOW
+
+
+async def test_poison_is_an_error_and_only_there(adapter: Adapter) -> None:
+    one, two = adapter.connected()
+    block = adapter.volume.pins.of_owner(two.file.fh)[0].runs[0][0] + 3
+    poison.inject(adapter.volume, block, 1)
+    one.send(READ, [(0, 3 * BLOCK)], key=two.key, at=0)
+    assert await one.status() is Status.SUCCESS
+    one.send(READ, [(0, 2)], key=two.key, at=3 * BLOCK - 1)
+    assert await one.status() is Status.REM_ACCESS_ERR
+    assert one.bytes()[:2] == b"aa"
 
 
 # -- on demand --
@@ -402,7 +471,7 @@ async def test_on_demand_for_reading_does_not_fill_holes(adapter: Adapter) -> No
     assert two.inode.blocks == 0
 
 
-async def test_on_demand_waits_behind_a_layout_change(adapter: Adapter) -> None:
+async def test_on_demand_waits_behind_a_layout_change(adapter: Adapter, autojump_clock: MockClock) -> None:
     """Somebody waits for the range: the transfer does, too, and then sees what there is."""
     one, two = on_demand(adapter)
     volume = adapter.volume

@@ -13,9 +13,16 @@ from daxfs.lab.scenario import BLOCK, SAFE, Lab, everywhere, pattern, story
 OLD = b"".join(pattern("A", n) for n in range(8))
 
 
-@story("unlink", "unlink a pinned file: the name goes at once, the blocks stay until the unpin (kernels before 6.15 reuse them)",
-       source="S28", pins="P: A[0,2)", call="unlink(A)",
-       sees=everywhere("returns 0; the name is gone; P keeps its bytes; nobody gets its blocks; the unpin and close free them", SAFE))  # fmt: skip
+@story(
+    "unlink",
+    "unlink a pinned file: the name goes at once, the blocks stay until the unpin (kernels before 6.15 reuse them)",
+    source="S28",
+    pins="P: A[0,2)",
+    call="unlink(A)",
+    sees=everywhere(
+        "returns 0; the name is gone; P keeps its bytes; nobody gets its blocks; the unpin and close free them", SAFE
+    ),
+)
 def unlink(lab: Lab) -> None:
     path = lab.file()
     p = lab.holder(path).pin(0, 2)
@@ -31,10 +38,14 @@ def unlink(lab: Lab) -> None:
     p.holder.do(acts.close_file, p.holder.file)
 
 
-@story("unlink-unsafe", "policy `unsafe` frees the blocks of an unlinked file whose pins are only mapped",
-       source="S28; oracle: unlink + close before 6.15", pins="P: A[0,8), its file is the last reference",
-       call="unlink(A), truncate(A, 0) by P; write(B) over all free space; P writes",
-       sees={"unsafe": "P writes into B: the bytes are shown"})  # fmt: skip
+@story(
+    "unlink-unsafe",
+    "policy `unsafe` frees the blocks of an unlinked file whose pins are only mapped",
+    source="S28; oracle: unlink + close before 6.15",
+    pins="P: A[0,8), its file is the last reference",
+    call="unlink(A), truncate(A, 0) by P; write(B) over all free space; P writes",
+    sees={"unsafe": "P writes into B: the bytes are shown"},
+)
 def unlink_unsafe(lab: Lab) -> None:
     lab.needs(lab.can_fill(), "it fills the volume, which is too large for that: run it without --mount")
     path = lab.file()
@@ -46,9 +57,14 @@ def unlink_unsafe(lab: Lab) -> None:
     show_corruption(lab, taken)
 
 
-@story("unlink-then-let-go", "open, unlinked and pinned: freed once, when both the pin and the description are gone",
-       source="S29", pins="P: A[0,2) on one descriptor; Q has A open", call="unlink(A); unpin and close in both orders",
-       sees=everywhere("I/O on the descriptor works; the blocks are freed once", SAFE))  # fmt: skip
+@story(
+    "unlink-then-let-go",
+    "open, unlinked and pinned: freed once, when both the pin and the description are gone",
+    source="S29",
+    pins="P: A[0,2) on one descriptor; Q has A open",
+    call="unlink(A); unpin and close in both orders",
+    sees=everywhere("I/O on the descriptor works; the blocks are freed once", SAFE),
+)
 def unlink_then_let_go(lab: Lab) -> None:
     for order in ("unpin first", "close first"):
         free = lab.info()["free"]
@@ -71,9 +87,14 @@ def unlink_then_let_go(lab: Lab) -> None:
         eventually(f"{order}: the blocks are free", lambda: lab.info()["free"] >= free)  # noqa: B023
 
 
-@story("rename-over", "rename over a pinned file is its unlink",
-       source="S30; oracle: Linux frees under the holder", pins="P: A[0,8)", call="rename(B, A)",
-       sees=everywhere("returns 0; A has B's bytes; P keeps the old ones", SAFE))  # fmt: skip
+@story(
+    "rename-over",
+    "rename over a pinned file is its unlink",
+    source="S30; oracle: Linux frees under the holder",
+    pins="P: A[0,8)",
+    call="rename(B, A)",
+    sees=everywhere("returns 0; A has B's bytes; P keeps the old ones", SAFE),
+)
 def rename_over(lab: Lab) -> None:
     path, other = lab.file(), lab.file("B")
     content = lab.read(other)
@@ -87,9 +108,14 @@ def rename_over(lab: Lab) -> None:
     p.unpin()
 
 
-@story("hard-link", "one of two links goes: nothing happens to the blocks; the last one: they stay with the holder",
-       source="S31", pins="P: A[0,4)", call="link(A, L), unlink(A), unlink(L)",
-       sees=everywhere("nothing is busy while L is there; P keeps its bytes", SAFE))  # fmt: skip
+@story(
+    "hard-link",
+    "one of two links goes: nothing happens to the blocks; the last one: they stay with the holder",
+    source="S31",
+    pins="P: A[0,4)",
+    call="link(A, L), unlink(A), unlink(L)",
+    sees=everywhere("nothing is busy while L is there; P keeps its bytes", SAFE),
+)
 def hard_link(lab: Lab) -> None:
     path, link = lab.file(), lab.path("L")
     p = lab.holder(path).pin(0, 4)
@@ -104,9 +130,14 @@ def hard_link(lab: Lab) -> None:
     p.unpin()
 
 
-@story("rename-pinned", "pins follow the inode through rename and exchange, of the file or of its directory",
-       source="S32", pins="P: A[0,2)", call="rename(A, D/A), rename(D, E), exchange(E/A, C)",
-       sees="P's bytes are the file's, under its new name; nothing busy")  # fmt: skip
+@story(
+    "rename-pinned",
+    "pins follow the inode through rename and exchange, of the file or of its directory",
+    source="S32",
+    pins="P: A[0,2)",
+    call="rename(A, D/A), rename(D, E), exchange(E/A, C)",
+    sees="P's bytes are the file's, under its new name; nothing busy",
+)
 def rename_pinned(lab: Lab) -> None:
     path, other = lab.file(), lab.file("C")
     p = lab.holder(path).pin(0, 2)
@@ -122,9 +153,14 @@ def rename_pinned(lab: Lab) -> None:
     p.unpin()
 
 
-@story("tmpfile", "a file without a name, pinned, and its holder dies",
-       source="S33", pins="P: an O_TMPFILE file, all of it", call="SIGKILL to P",
-       sees=everywhere("the blocks are free within 1 s", SAFE))  # fmt: skip
+@story(
+    "tmpfile",
+    "a file without a name, pinned, and its holder dies",
+    source="S33",
+    pins="P: an O_TMPFILE file, all of it",
+    call="SIGKILL to P",
+    sees=everywhere("the blocks are free within 1 s", SAFE),
+)
 def tmpfile(lab: Lab) -> None:
     free = lab.info()["free"]
     holder = lab.process()
@@ -143,4 +179,3 @@ def open_tmpfile(directory: str) -> int:
     file = client.File(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
     acts._files[file.fileno()] = file
     return file.fileno()
-

@@ -13,36 +13,90 @@ from daxfs.lab.scenario import BLOCK, SAFE, Lab, everywhere, pattern, story
 
 OCT_2017 = "Hellwig and Kara, October 2017"
 
-case("truncate", "truncate to nothing, one block pinned", source=f"S1, S3; {OCT_2017}",
-     pins=[(0, 1)], call=truncate(0), sees=breaks(busy=1))  # fmt: skip
+case(
+    "truncate",
+    "truncate to nothing, one block pinned",
+    source=f"S1, S3; {OCT_2017}",
+    pins=[(0, 1)],
+    call=truncate(0),
+    sees=breaks(busy=1),
+)
 
-case("truncate-all-pinned", "truncate to nothing, every block pinned", source="S1",
-     pins=[(0, 8)], call=truncate(0), sees=breaks(busy=8))  # fmt: skip
+case(
+    "truncate-all-pinned",
+    "truncate to nothing, every block pinned",
+    source="S1",
+    pins=[(0, 8)],
+    call=truncate(0),
+    sees=breaks(busy=8),
+)
 
-case("truncate-beside", "the pinned block stays in the file: nobody waits (ext4 and XFS do, for the whole file)",
-     source="S4", pins=[(2, 1)], call=truncate(5), sees=at_once())  # fmt: skip
+case(
+    "truncate-beside",
+    "the pinned block stays in the file: nobody waits (ext4 and XFS do, for the whole file)",
+    source="S4",
+    pins=[(2, 1)],
+    call=truncate(5),
+    sees=at_once(),
+)
 
-case("truncate-mid-block", "to the middle of a pinned block: its tail is zeroed in place, and the holder sees that",
-     source="S5", pins=[(2, 1)], call=truncate(2.5), sees=at_once())  # fmt: skip
+case(
+    "truncate-mid-block",
+    "to the middle of a pinned block: its tail is zeroed in place, and the holder sees that",
+    source="S5",
+    pins=[(2, 1)],
+    call=truncate(2.5),
+    sees=at_once(),
+)
 
 case("truncate-grow", "growing takes no block away", source="S7", pins=[(0, 8)], call=truncate(20), sees=at_once())
 
 case("truncate-same", "to the size that it has", source="S7", pins=[(0, 8)], call=truncate(8), sees=at_once())
 
-case("truncate-partly-pinned", "a pin over the new end: half of it stays in the file", source="S1, S4",
-     pins=[(2, 4)], call=truncate(4), sees=breaks(busy=2))  # fmt: skip
+case(
+    "truncate-partly-pinned",
+    "a pin over the new end: half of it stays in the file",
+    source="S1, S4",
+    pins=[(2, 4)],
+    call=truncate(4),
+    sees=breaks(busy=2),
+)
 
-case("open-trunc", "open with O_TRUNC is a truncate, and fails as one", source="S8",
-     pins=[(0, 1)], call=open_truncating(), sees=breaks(busy=1))  # fmt: skip
+case(
+    "open-trunc",
+    "open with O_TRUNC is a truncate, and fails as one",
+    source="S8",
+    pins=[(0, 1)],
+    call=open_truncating(),
+    sees=breaks(busy=1),
+)
 
-case("creat", "creat of a file that exists is a truncate", source="S8",
-     pins=[(0, 1)], call=open_truncating(os.O_CREAT, "creat(A)"), sees=breaks(busy=1))  # fmt: skip
+case(
+    "creat",
+    "creat of a file that exists is a truncate",
+    source="S8",
+    pins=[(0, 1)],
+    call=open_truncating(os.O_CREAT, "creat(A)"),
+    sees=breaks(busy=1),
+)
 
-case("two-holders", "two processes pin the same block", source="S9",
-     pins=[(0, 1), (0, 1)], call=truncate(0), sees=breaks(busy=1))  # fmt: skip
+case(
+    "two-holders",
+    "two processes pin the same block",
+    source="S9",
+    pins=[(0, 1), (0, 1)],
+    call=truncate(0),
+    sees=breaks(busy=1),
+)
 
-case("overlapping-pins", "overlapping pins make one busy extent", source="S10",
-     pins=[(0, 4), (2, 4)], call=truncate(0), sees=breaks(busy=6))  # fmt: skip
+case(
+    "overlapping-pins",
+    "overlapping pins make one busy extent",
+    source="S10",
+    pins=[(0, 4), (2, 4)],
+    call=truncate(0),
+    sees=breaks(busy=6),
+)
 
 BOTH = {
     **everywhere("busy until the last one lets go", ("busy", "revoke")),
@@ -50,8 +104,14 @@ BOTH = {
 }
 
 
-@story("unpin-one-of-two", "pins are counted: the block is free after the last unpin, and a third unpin is an error",
-       source="S9, S10", pins="P, Q: A[0,4), A[2,6)", call="truncate(A, 0); unpin P, unpin Q, unpin Q again", sees=BOTH)  # fmt: skip
+@story(
+    "unpin-one-of-two",
+    "pins are counted: the block is free after the last unpin, and a third unpin is an error",
+    source="S9, S10",
+    pins="P, Q: A[0,4), A[2,6)",
+    call="truncate(A, 0); unpin P, unpin Q, unpin Q again",
+    sees=BOTH,
+)
 def unpin_one_of_two(lab: Lab) -> None:
     path = lab.file()
     p, q = lab.holder(path).pin(0, 4), lab.holder(path).pin(2, 4)
@@ -75,9 +135,14 @@ def unpin_one_of_two(lab: Lab) -> None:
     lab.refuses(errno.ENOENT, q.holder, acts.unpin_any, q.holder.file, q.id)
 
 
-@story("truncate-then-fill", "who fills the volume after the truncate gets every block but the pinned one",
-       source=f"S2; {OCT_2017}", pins="P: A[0,1)", call="truncate(A, 0); write(B) until ENOSPC",
-       sees=everywhere("B has none of P's blocks; after the unpin there is one block more", ("busy", "revoke")))  # fmt: skip
+@story(
+    "truncate-then-fill",
+    "who fills the volume after the truncate gets every block but the pinned one",
+    source=f"S2; {OCT_2017}",
+    pins="P: A[0,1)",
+    call="truncate(A, 0); write(B) until ENOSPC",
+    sees=everywhere("B has none of P's blocks; after the unpin there is one block more", ("busy", "revoke")),
+)
 def truncate_then_fill(lab: Lab) -> None:
     lab.needs(lab.place.own, "it fills the volume: run it without --mount")
     path = lab.file()
@@ -95,12 +160,21 @@ def truncate_then_fill(lab: Lab) -> None:
     lab.equal(len(lab.blocks(b2)), 1, "blocks that are free again")
 
 
-@story("corruption-2017", "the device goes on writing after the truncate: into whose file?",
-       source=f"S3; {OCT_2017}", pins="P: A[0,8), and writes by DMA all the time",
-       call="truncate(A, 0) (where the policy lets it); write(B) over all free space",
-       sees={"busy": "B is untouched", "wait": "the truncate waits for P; B is untouched", "fail": "ETXTBSY; B is untouched",
-             "lease": "P does not let go: ETXTBSY; B is untouched", "revoke": "B is untouched",
-             "unsafe": "P writes into B: the bytes are shown"})  # fmt: skip
+@story(
+    "corruption-2017",
+    "the device goes on writing after the truncate: into whose file?",
+    source=f"S3; {OCT_2017}",
+    pins="P: A[0,8), and writes by DMA all the time",
+    call="truncate(A, 0) (where the policy lets it); write(B) over all free space",
+    sees={
+        "busy": "B is untouched",
+        "wait": "the truncate waits for P; B is untouched",
+        "fail": "ETXTBSY; B is untouched",
+        "lease": "P does not let go: ETXTBSY; B is untouched",
+        "revoke": "B is untouched",
+        "unsafe": "P writes into B: the bytes are shown",
+    },
+)
 def corruption_2017(lab: Lab) -> None:
     lab.needs(lab.can_fill(), "it fills the volume, which is too large for that: run it without --mount")
     path = lab.file()
@@ -126,9 +200,14 @@ def corruption_2017(lab: Lab) -> None:
         lab.returns(pending)
 
 
-@story("truncate-down-up", "down and up again: the new range reads zero, gets new blocks, and the holder keeps the old one",
-       source="S6", pins="P: A[2,3)", call="truncate(A, 0), truncate(A, 8 blocks), write(A)",
-       sees=everywhere("reads zero; new blocks; P and A do not see each other", ("busy", "revoke")))  # fmt: skip
+@story(
+    "truncate-down-up",
+    "down and up again: the new range reads zero, gets new blocks, and the holder keeps the old one",
+    source="S6",
+    pins="P: A[2,3)",
+    call="truncate(A, 0), truncate(A, 8 blocks), write(A)",
+    sees=everywhere("reads zero; new blocks; P and A do not see each other", ("busy", "revoke")),
+)
 def truncate_down_up(lab: Lab) -> None:
     path = lab.file()
     p = lab.holder(path).pin(2, 1)
@@ -143,10 +222,20 @@ def truncate_down_up(lab: Lab) -> None:
     lab.bytes_equal(lab.read(path)[2 * BLOCK : 2 * BLOCK + 300], b"new" * 100, "A")
 
 
-@story("truncate-own-pin", "the holder truncates its own file through the pinned descriptor",
-       source="S61; Weiny, August 2019", pins="P: A[0,1)", call="ftruncate(P's descriptor, 0)",
-       sees={"busy": "returns; 1 busy", "revoke": "returns; 1 busy", "wait": "EDEADLK: it would wait for itself",
-             "fail": "EDEADLK", "lease": "EDEADLK"})  # fmt: skip
+@story(
+    "truncate-own-pin",
+    "the holder truncates its own file through the pinned descriptor",
+    source="S61; Weiny, August 2019",
+    pins="P: A[0,1)",
+    call="ftruncate(P's descriptor, 0)",
+    sees={
+        "busy": "returns; 1 busy",
+        "revoke": "returns; 1 busy",
+        "wait": "EDEADLK: it would wait for itself",
+        "fail": "EDEADLK",
+        "lease": "EDEADLK",
+    },
+)
 def truncate_own_pin(lab: Lab) -> None:
     path = lab.file()
     p = lab.holder(path).pin()
@@ -160,10 +249,18 @@ def truncate_own_pin(lab: Lab) -> None:
     p.unpin()
 
 
-@story("nowait", "a layout change that would rather fail than wait",
-       source="S15", pins="P: A[0,1)", call="ioctl CHANGE with NOWAIT: truncate to 0, punch [0,1)",
-       sees={**everywhere("returns at once; 1 busy", ("busy", "revoke")), **everywhere("EAGAIN, nothing changed", ("wait", "lease")),
-             "fail": "ETXTBSY, nothing changed"})  # fmt: skip
+@story(
+    "nowait",
+    "a layout change that would rather fail than wait",
+    source="S15",
+    pins="P: A[0,1)",
+    call="ioctl CHANGE with NOWAIT: truncate to 0, punch [0,1)",
+    sees={
+        **everywhere("returns at once; 1 busy", ("busy", "revoke")),
+        **everywhere("EAGAIN, nothing changed", ("wait", "lease")),
+        "fail": "ETXTBSY, nothing changed",
+    },
+)
 def nowait(lab: Lab) -> None:
     path = lab.file()
     p = lab.holder(path).pin()
@@ -180,10 +277,14 @@ def nowait(lab: Lab) -> None:
     lab.bytes_equal(p.view(), pattern("A", 0), "P's block")
 
 
-@story("pin-races-truncate", "PIN and truncate at the same moment: the pin has the old block or is refused, never a freed one",
-       source="S16; Piggin and KOSAKI, April 2009", pins="P: A[0,1), again and again",
-       call="truncate(A, 0) and up again, again and again",
-       sees=everywhere("each pin is of the block that A had, which nobody else gets, or fails with ENXIO or EFAULT", SAFE))  # fmt: skip
+@story(
+    "pin-races-truncate",
+    "PIN and truncate at the same moment: the pin has the old block or is refused, never a freed one",
+    source="S16; Piggin and KOSAKI, April 2009",
+    pins="P: A[0,1), again and again",
+    call="truncate(A, 0) and up again, again and again",
+    sees=everywhere("each pin is of the block that A had, which nobody else gets, or fails with ENXIO or EFAULT", SAFE),
+)
 def pin_races_truncate(lab: Lab) -> None:
     path = lab.file("A", blocks=1)
     holder, other = lab.holder(path), lab.process()
@@ -234,4 +335,3 @@ def race_truncates(path: str, rounds: int) -> dict[int, int]:
             code = problem.errno or errno.EIO
         codes[code] = codes.get(code, 0) + 1
     return codes
-
