@@ -423,7 +423,7 @@ class Machine(RuleBasedStateMachine):
         there = {"any": range(min(-(-node.size // self.size), 40)), "behind": range(-(-node.size // self.size), 1 << 52),
                  "pinned": [i for owner, i in self.model.home.values() if owner is node]}.get(where)  # fmt: skip
         first = self.one(index, there or written)
-        flags = (abi.FOLL_PIN if write else abi.FOLL_GET) | (abi.FOLL_WRITE if write else 0)
+        flags = abi.FOLL_PIN | (abi.FOLL_WRITE if write else 0)
         missing = self.model.missing(node, first * self.size, count * self.size)
         self.serial += 1
         done, pin = self.both(

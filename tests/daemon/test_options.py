@@ -47,8 +47,8 @@ def test_of_opposites_the_last_one_counts() -> None:
         ("allow_root", "unknown option 'allow_root'"),
         ("ro=1", "takes no value"),
         ("nonempty=", "takes no value"),
-        ("hotpath", "hotpath=on or hotpath=off"),
-        ("hotpath=maybe", "hotpath=on or hotpath=off"),
+        ("hotpath", "hotpath is one of on, off"),
+        ("hotpath=maybe", "hotpath is one of on, off"),
         ("fsname=x", "unknown option 'fsname=x'"),
     ],
 )
