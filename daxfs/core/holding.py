@@ -35,7 +35,7 @@ def pin(vol: Volume, now: int, inode: Inode, offset: int, length: int, flags: in
         raise AccessDenied("a write pin needs a descriptor that is open for writing")
     if offset + length > inode.size + -inode.size % size:
         raise NoSuchAddress("the range goes beyond the end of file")
-    if len(vol.pins.of_owner(owner)) >= PINS_PER_OWNER_MAX:
+    if vol.pins.count_of(owner) >= PINS_PER_OWNER_MAX:
         raise NoMemory(f"this open file has {PINS_PER_OWNER_MAX} pins already")
     first, count = offset // size, length // size
     if write and not vol.readonly:

@@ -86,6 +86,10 @@ class PinTable:
         if pin.owner is not None:
             self._owners.setdefault(pin.owner, {})[pin.id] = pin
 
+    def count_of(self, owner: int) -> int:
+        """How many pins an owner has."""
+        return len(self._owners.get(owner, ()))
+
     def of_owner(self, owner: int) -> list[Pin]:
         return list(self._owners.get(owner, {}).values())
 

@@ -28,6 +28,13 @@ def fresh_volume(directory: Path, size: int = 8 << 20, block_size: int = 4096) -
         volume.close(NOW)
 
 
+def soil(volume: Volume) -> Volume:
+    """Garbage in all free blocks: what shows without having been written is seen."""
+    for start, count in volume.alloc.free.runs():
+        volume.pmem.store(start * volume.block_size, b"\xee" * (count * volume.block_size))
+    return volume
+
+
 def new_inode(volume: Volume, mode: int) -> Inode:
     """An inode that no directory has."""
     with volume.transaction(NOW) as txn:

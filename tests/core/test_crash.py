@@ -607,8 +607,7 @@ def test_an_interrupted_mkfs_mounts_as_empty_or_not_at_all(tmp_path: Path) -> No
             break
         try:
             vol = Volume.open(path, now=NOW)
-        except ImageError as e:
-            assert "\n" not in str(e)
+        except ImageError:
             refused += 1
         else:
             vol.check()

@@ -339,7 +339,7 @@ class SetAndModel:
 
 
 def naive_take(held: set[int], want: int, goal: int) -> list[tuple[int, int]] | None:
-    """One run at the goal, else the first one that is long enough from the goal on, round the end; else pieces in that order."""
+    """One run at the goal, else the first one that is long enough from there on, round the end; else pieces in order."""
     if want == 0:
         return []
     if want > len(held):
@@ -426,7 +426,8 @@ def test_pin_counts(steps: list[tuple[bool, list[tuple[int, int]]]], question: l
             for b in touched:
                 model[b] -= 1
             idle = counts.drop(runs)
-            assert sorted(b for start, n in idle for b in range(start, start + n)) == sorted(b for b in touched if not model[b])
+            gone = sorted(b for start, n in idle for b in range(start, start + n))
+            assert gone == sorted(b for b in touched if not model[b])
         else:
             with pytest.raises(ValueError, match="is not pinned"):
                 counts.drop(runs)

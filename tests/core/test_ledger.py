@@ -258,12 +258,12 @@ def test_an_entry_over_metadata_harms_nobody(daemon: Daemon, place: int) -> None
 
 
 CHAINS = {
-    "a cycle": lambda vol: dict(next=vol.sb["ledger"]),
-    "outside": lambda vol: dict(next=vol.blocks),
-    "into the journal": lambda vol: dict(next=3),
-    "to a block that is none": lambda vol: dict(next=vol.blocks - 1),
-    "another's address": lambda vol: dict(address=99),
-    "another magic": lambda vol: dict(magic=layout.LEAF_MAGIC),
+    "a cycle": lambda vol: {"next": vol.sb["ledger"]},
+    "outside": lambda vol: {"next": vol.blocks},
+    "into the journal": lambda vol: {"next": 3},
+    "to a block that is none": lambda vol: {"next": vol.blocks - 1},
+    "another's address": lambda vol: {"address": 99},
+    "another magic": lambda vol: {"magic": layout.LEAF_MAGIC},
 }
 
 
@@ -275,7 +275,7 @@ def test_a_chain_that_is_none(tmp_path: Path, what: str, boot_id: bytes) -> None
     values = LEDGER_BLOCK.unpack(vol.pmem.view, vol.sb["ledger"] * B) | CHAINS[what](vol)
     vol.pmem.store(vol.sb["ledger"] * B, layout.seal(LEDGER_BLOCK.pack(**values)))
     vol.pmem.close()
-    with pytest.raises(ImageError, match="is damaged: .*ledger") as refused:
+    with pytest.raises(ImageError, match=r"is damaged: .*ledger") as refused:
         Volume.open(daemon.path, now=NOW, boot_id=boot_id)
     assert "\n" not in refused.value.why
 

@@ -54,14 +54,14 @@ def drain(vol: Volume) -> None:
 # -- what is refused --
 
 BAD = {
-    "no length": (dict(count=0), BadArgument),
-    "beyond the end": (dict(first=7, count=2), NoSuchAddress),
-    "behind the end": (dict(first=8, count=1), NoSuchAddress),
-    "no kind": (dict(flags=abi.FOLL_WRITE), BadArgument),
-    "both kinds": (dict(flags=abi.FOLL_PIN | abi.FOLL_GET), BadArgument),
-    "a long-term reference": (dict(flags=abi.FOLL_GET | abi.FOLL_LONGTERM), BadArgument),
-    "an unknown flag": (dict(flags=READ | 2), BadArgument),
-    "a write pin of a reader": (dict(flags=WRITE, writable=False), AccessDenied),
+    "no length": ({"count": 0}, BadArgument),
+    "beyond the end": ({"first": 7, "count": 2}, NoSuchAddress),
+    "behind the end": ({"first": 8, "count": 1}, NoSuchAddress),
+    "no kind": ({"flags": abi.FOLL_WRITE}, BadArgument),
+    "both kinds": ({"flags": abi.FOLL_PIN | abi.FOLL_GET}, BadArgument),
+    "a long-term reference": ({"flags": abi.FOLL_GET | abi.FOLL_LONGTERM}, BadArgument),
+    "an unknown flag": ({"flags": READ | 2}, BadArgument),
+    "a write pin of a reader": ({"flags": WRITE, "writable": False}, AccessDenied),
 }
 
 

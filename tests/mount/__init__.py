@@ -1,1 +1,1 @@
-"""Tests that use a real mount with real system calls; see conftest.py for the fixtures and harness.py for the mount itself."""
+"""Tests that use a real mount with real system calls: conftest.py has the fixtures, harness.py the mount itself."""

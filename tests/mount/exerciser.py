@@ -91,6 +91,9 @@ class Subject:
         if end > at:
             self.data[at:end] = bytes(end - at)
 
+    def punch(self, at: int, length: int) -> None:
+        self.clear(at, length)
+
     def grow(self, size: int) -> None:
         if size > self.size:
             self.data.extend(bytes(size - self.size))
@@ -101,6 +104,8 @@ class Subject:
 
 
 class Exerciser:
+    subject = Subject
+
     def __init__(self, directory: str | os.PathLike[str], seed: int, *, pause: Callable[[], None] | None = None) -> None:
         self.directory = os.fspath(directory)
         self.seed = seed
@@ -109,7 +114,7 @@ class Exerciser:
         self.count = 0
         self.history: deque[str] = deque(maxlen=HISTORY)
         self.buffer = mmap.mmap(-1, WINDOW)  # page-aligned memory for direct I/O
-        self.subjects = [Subject(os.path.join(self.directory, f"subject-{n}"), base) for n, base in enumerate(BASES)]
+        self.subjects = [self.subject(os.path.join(self.directory, f"subject-{n}"), base) for n, base in enumerate(BASES)]
         self.has_zero_range = self._supports_zero_range()
         self.operations: dict[Callable[[Subject], str], int] = {
             self.write: 12, self.writev: 3, self.append: 3, self.write_mapped: 8, self.write_direct: 6,
@@ -374,7 +379,7 @@ class Exerciser:
         at, length = self.span()
         mode = syscalls.PUNCH_HOLE | syscalls.KEEP_SIZE
         syscalls.fallocate(self.handle(subject).fd, mode, subject.base + at, length)
-        subject.clear(at, length)
+        subject.punch(at, length)
         return f"punch [{at:#x}, {at + length:#x})"
 
     def zero(self, subject: Subject) -> str:

@@ -418,7 +418,7 @@ def test_a_removed_directory_takes_nothing_more() -> None:
     fd = os.open("d", os.O_RDONLY)
     os.rmdir("d")
     try:
-        assert refused(os.open, "x", os.O_CREAT | os.O_WRONLY, 0o644) is None
+        os.close(os.open("x", os.O_CREAT | os.O_WRONLY, 0o644))
         with pytest.raises(FileNotFoundError):
             os.open("x", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=fd)
         with pytest.raises(FileNotFoundError):

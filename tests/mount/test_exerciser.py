@@ -13,6 +13,7 @@ import pytest
 from tests.mount.conftest import Maker
 from tests.mount.exerciser import Exerciser, Mismatch
 from tests.mount.harness import REPOSITORY, Mounted, eventually
+from tests.mount.pinexerciser import PinExerciser
 
 OPERATIONS = 25_000
 SEEDS = (1, 2)
@@ -84,3 +85,18 @@ def test_notices_a_wrong_byte(tmp_path: Path) -> None:
     with pytest.raises(Mismatch, match="differ"):
         exerciser.check(victim)
     exerciser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 0], ids=["fixed", "fresh"])
+def test_with_pins(seed: int, make_mount: Maker) -> None:
+    """S67's part that the mount delivers: calls, pins and device writes against one model, on a volume that is often full of
+    busy blocks; at the end nothing is pinned, busy or lost."""
+    seed = seed or fresh_seed()
+    print(f"seed {seed} (DAXFS_TEST_SEED={seed} runs it again)")
+    mounted = make_mount()
+    exerciser = PinExerciser(str(mounted.fresh_directory()), seed)
+    exerciser.run(10_000)
+    exerciser.close()
+    eventually("nothing is pinned or busy", lambda: not mounted.info()["busy"] and not mounted.info()["pinned"])
+    eventually("all blocks are free", lambda: mounted.info()["free"] >= mounted.free_at_mount - 8)

@@ -71,7 +71,8 @@ def renaming(t: Recorder) -> None:
 
     moves = (
         ("f", "g"), ("f", "new"), ("f", "hard"), ("f", "link"), ("link", "f"), ("d", "empty"), ("d", "full"),
-        ("d", "new"), ("d/in", "in"), ("full/in", "d/in"), ("f", "d/in/f"), ("d", "d/in/x"), ("f", "empty"), ("d", "f"), ("hard", "d/hard"),
+        ("d", "new"), ("d/in", "in"), ("full/in", "d/in"), ("f", "d/in/f"), ("d", "d/in/x"), ("f", "empty"), ("d", "f"),
+        ("hard", "d/hard"),
     )  # fmt: skip
     for flags in (0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE):
         for old, new in moves:

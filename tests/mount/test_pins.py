@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -415,6 +416,18 @@ def test_s46_full_of_busy_blocks(small: Case) -> None:
         assert file.write(b"x" * BLOCK) == BLOCK
 
 
+def together(case: Case) -> tuple[dict[str, Any], os.statvfs_result]:
+    """Two reports of one moment: blocks may be freed between any two calls."""
+
+    def ask() -> tuple[dict[str, Any], os.statvfs_result] | None:
+        before, space, after = case.info(), os.statvfs(case.mount.path), case.info()
+        same = all(before[key] == after[key] for key in ("free", "used", "busy", "pinned"))
+        return (before, space) if same else None
+
+    found: tuple[dict[str, Any], os.statvfs_result] = eventually("nothing changes for a moment", ask)
+    return found
+
+
 def test_s47_the_numbers_add_up_at_every_step(small: Case) -> None:
     """A random run of calls and pins: used + free + busy is all there is, df says the same, no busy block is anyone's."""
     seed = int(os.environ.get("DAXFS_TEST_SEED") or time.time_ns() % (1 << 32))
@@ -444,8 +457,7 @@ def test_s47_the_numbers_add_up_at_every_step(small: Case) -> None:
                 small.p.write(model[pinned["pin"]], pin=pinned["pin"])
             case 8 if held:
                 small.p("unpin", pin=held.pop(rng.randrange(len(held))))
-        found = small.info()
-        space = os.statvfs(small.mount.path)
+        found, space = together(small)
         assert space.f_blocks == found["blocks"]
         assert space.f_blocks - space.f_bfree == found["used"] + found["busy"]
         busy = small.busy_blocks()
