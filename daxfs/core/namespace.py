@@ -57,9 +57,9 @@ def lookup(vol: Volume, parent: Inode, name: bytes) -> Inode | None:
     """The inode of a name, `.` and `..` included, or None. NameTooLong."""
     if len(name) > layout.NAME_MAX:
         raise NameTooLong
+    if name == b".":  # asked of files as well: open_by_handle_at
+        return parent if parent.nlink else None
     entries = index(vol, parent)
-    if name == b".":
-        return parent
     if name == b"..":
         return vol.inode(parent.parent)
     found = entries.lookup(name)

@@ -157,7 +157,8 @@ class Mounting:
     def _mount(self, service: Service) -> None:
         RawRequests(service).install()
         session.configure(
-            init_flags=session.INIT_DEFAULT | session.INIT_EXPORT_SUPPORT,
+            # Not O_TRUNC in OPEN: the kernel sends that before it finds that the file is a running program (ETXTBSY).
+            init_flags=session.INIT_DEFAULT & ~session.INIT_ATOMIC_O_TRUNC | session.INIT_EXPORT_SUPPORT,
             hotpath=self.options.hotpath,
             atime=not self.options.readonly,
             on_crash=service.crashed,

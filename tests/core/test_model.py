@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
@@ -88,12 +88,12 @@ class Machine(RuleBasedStateMachine):
             if which % 2:
                 self.open(self.model.nodes.index(node))
         self.scatter(0, 3, 12, 5)
-        for which in (1, 19, 3):
-            self.pin(which, which, 2, which == 3)
+        for which, where in ((1, "written"), (19, "written"), (3, "written"), (1, "pinned")):
+            self.pin(which, which, 2, which == 3, where)
 
     # -- how a rule calls --
 
-    def one(self, which: int, among: list[T]) -> T:
+    def one(self, which: int, among: Sequence[T]) -> T:
         return among[which % len(among)]
 
     def inode(self, node: Node) -> Inode:
@@ -412,15 +412,17 @@ class Machine(RuleBasedStateMachine):
     # -- pins --
 
     @precondition(lambda self: self.written())
-    @rule(which=pick, index=pick, count=st.integers(0, 6), write=st.booleans())
-    def pin(self, which: int, index: int, count: int, write: bool) -> None:
+    @rule(which=pick, index=pick, count=st.sampled_from([0, 1, 1, 1, 2, 3, 6]), write=st.booleans(),
+          where=st.sampled_from(["written", "written", "pinned", "any", "behind"]))  # fmt: skip
+    def pin(self, which: int, index: int, count: int, write: bool, where: str) -> None:
         node = self.one(which, self.written())
         if node not in self.handles.values():
             self.opened(node)
         owner = self.one(index, [handle for handle, there in self.handles.items() if there is node])
         written = sorted(i for i, block in node.blocks.items() if block is not None)
-        first = written[index % len(written)] + (index % 8 == 0)
-        count = min(count, 1) if index % 3 else count
+        there = {"any": range(min(-(-node.size // self.size), 40)), "behind": range(-(-node.size // self.size), 1 << 52),
+                 "pinned": [i for owner, i in self.model.home.values() if owner is node]}.get(where)  # fmt: skip
+        first = self.one(index, there or written)
         flags = (abi.FOLL_PIN if write else abi.FOLL_GET) | (abi.FOLL_WRITE if write else 0)
         missing = self.model.missing(node, first * self.size, count * self.size)
         self.serial += 1
@@ -436,15 +438,15 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.home)
     @rule(which=pick, mode=st.sampled_from([PUNCH | KEEP_SIZE, PUNCH | KEEP_SIZE, ZERO, ZERO | KEEP_SIZE, None]),
-          more=st.integers(0, 2))  # fmt: skip
-    def cut(self, which: int, mode: int | None, more: int) -> None:
-        """A layout change right at a pinned block."""
+          less=st.integers(0, 2), count=st.integers(1, 5), delta=st.sampled_from([0, 0, 0, 37]))  # fmt: skip
+    def cut(self, which: int, mode: int | None, less: int, count: int, delta: int) -> None:
+        """A layout change right at a pinned block, and its neighbours."""
         node, index = list(self.model.home.values())[which % len(self.model.home)]
         place = self.model.files().index(node)
         if mode is None:
-            self.truncate(place, ("start", index, more))
+            self.truncate(place, ("start", index, delta))
         else:
-            self.fallocate(place, mode, ("start", index, more * 37), (more, 0))
+            self.fallocate(place, mode, ("start", index - less, delta), (count, 0))
 
     @precondition(lambda self: self.model.pins)
     @rule(which=pick, index=pick, at=st.integers(0, 4095), tint=st.integers(0, 250))
@@ -560,6 +562,7 @@ class Machine(RuleBasedStateMachine):
         """Nobody but the holder changes a pinned block that has lost its file, and nobody gets it."""
         for block, content in self.model.strays.items():
             assert self.bytes_at(block) == content, f"pinned block {block} was written to"
+        assert self.vol.busy_list.due.blocks == len(self.model.due)
         gone = self.model.strays.keys() | self.model.due
         assert sum(n for b in gone for _, n in self.vol.busy_list.search(b, 1)) == len(gone) == self.vol.busy_list.blocks
 

@@ -620,9 +620,11 @@ def damage(image: Path, seed: int, *, clean: bool) -> None:
             at = int(rng.choice(used)) * 64 + rng.randrange(64)
             byte = os.pread(f.fileno(), 1, at)[0]
             os.pwrite(f.fileno(), bytes([byte ^ 1 << rng.randrange(8)]), at)
-        if not clean:  # have it scanned
-            os.pwrite(f.fileno(), b"\0", 0)
-            os.pwrite(f.fileno(), b"\0", B)
+        if not clean:  # without its snapshot it is scanned
+            for copy in (0, B):
+                sb = layout.SUPERBLOCK.unpack(os.pread(f.fileno(), layout.SUPERBLOCK.size, copy))
+                if 0 < sb["snapshot_start"] < 1024:
+                    os.pwrite(f.fileno(), b"\0", sb["snapshot_start"] * B)
 
 
 def test_records_lie_where_they_should(image: Path) -> None:

@@ -18,12 +18,16 @@ from tests.mount.harness import WATCHDOG_S, Mounted, alive, eventually, mounts_b
 from tests.mount.holder import Holder
 from tests.mount.pincase import Case
 
+# Python 3.12 warns of a fork beside threads; the only other thread here is the watchdog, which holds no lock.
+FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.mount)
+            item.add_marker(FORKS)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from tests.mount import parity, syscalls
 
-NAMES = tuple(bytes([c]) * n for c in b"abcde" for n in (1, 60))
+NAMES = tuple(bytes([c]) * n for c in b"abcde" for n in (1, 20))
 SIZE_MAX = 96 * 1024
 GONE = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ECONNREFUSED)
 Tree = dict[bytes, dict[str, object]]

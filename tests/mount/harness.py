@@ -95,12 +95,15 @@ class Mounted:
         self.umount()
         self.mount(",".join((self.options, *more)))
 
-    def kill(self) -> None:
-        """SIGKILL to the daemon. The dead mount stays: the next `mount` has to clear it."""
+    def kill(self, shoot: Callable[[], object] | None = None) -> None:
+        """SIGKILL to the daemon (or what `shoot` does). The dead mount stays: the next `mount` has to clear it."""
         daemon = os.pidfd_open(self.pid)
         waiter = select.poll()
         waiter.register(daemon, select.POLLIN)
-        os.kill(self.pid, signal.SIGKILL)
+        if shoot:
+            shoot()
+        else:
+            os.kill(self.pid, signal.SIGKILL)
         gone = waiter.poll(10_000)  # all its threads, and with them the lock on the image
         os.close(daemon)
         assert gone, f"daemon {self.pid} is killed but does not end"

@@ -564,3 +564,42 @@ def test_many_attributes() -> None:
     expected["user.big"] = big
     assert {name: os.getxattr("n", name) for name in expected} == expected
     assert {name for name in os.listxattr("n") if name.startswith("user.")} == set(expected)
+
+
+# handles
+
+
+class Handle(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_uint), ("kind", ctypes.c_int), ("bytes", ctypes.c_ubyte * 128)]
+
+
+def handle_of(path: Path) -> Handle:
+    handle = Handle(128)
+    mount_id = ctypes.c_int()
+    assert not libc.name_to_handle_at(-100, os.fsencode(path), ctypes.byref(handle), ctypes.byref(mount_id), 0)
+    return handle
+
+
+def read_by_handle(mount: Path, handle: Handle) -> bytes | str:
+    """What is in the file, or the errno's name."""
+    directory = os.open(mount, os.O_RDONLY)
+    fd = libc.open_by_handle_at(directory, ctypes.byref(handle), os.O_RDONLY)
+    os.close(directory)
+    if fd < 0:
+        return errno.errorcode[ctypes.get_errno()]
+    with open(fd, "rb") as file:
+        return file.read()
+
+
+def test_handles_outlive_names_and_mounts(mount: Mounted) -> None:
+    (mount.path / "d").mkdir()
+    kept, gone = mount.path / "d" / "kept", mount.path / "d" / "gone"
+    kept.write_bytes(b"kept")
+    gone.write_bytes(b"gone")
+    handles = [handle_of(kept), handle_of(gone)]
+    assert [read_by_handle(mount.path, handle) for handle in handles] == [b"kept", b"gone"]
+    kept.rename(mount.path / "elsewhere")
+    gone.unlink()
+    mount.remount()
+    (mount.path / "new").write_bytes(b"may get the number of the one that is gone")
+    assert [read_by_handle(mount.path, handle) for handle in handles] == [b"kept", "ESTALE"]

@@ -448,6 +448,8 @@ def test_running_program_is_busy(mount: Mounted, peer: Path) -> None:
         try:
             t(opened, W, "sleep")
             t(opened, W | TRUNC, "sleep")
+            t(opened, R | TRUNC, "sleep")
+            t(lambda: os.stat("sleep").st_size)
             t(os.truncate, "sleep", 0)
             t(opened, R, "sleep")
             t(os.unlink, "sleep")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from daxfs import abi, client
+from tests.mount.harness import eventually
 from tests.mount.holder import Holder, HolderError
 from tests.mount.pincase import BLOCK, DATA, PUNCH, Case, fallocate, pattern
 
@@ -221,3 +222,60 @@ def test_a_fragmented_pin_is_one_contiguous_view(case: Case) -> None:
     os.unlink(path)
     assert len(case.busy_blocks()) in (0, count), "busy, or still in the unlinked file"
     assert stat.S_ISREG(os.stat(other).st_mode)
+
+
+# -- a daemon that dies -----------------------------------------------------------------------------------------------
+
+
+def test_s39_holders_survive_the_daemon(small: Case) -> None:
+    """The next mount keeps the blocks of a living holder away from everyone, and frees them when it has ended."""
+    free = small.info()["free"]
+    held = small.p.pin(small.a, 0, 4, write=True)
+    os.truncate(small.a, 2 * BLOCK)  # of the pin, two blocks are busy and two are the file's
+    small.mount.kill()
+    small.mount.fsck()
+    small.mount.mount()
+    start = held["runs"][0][0]
+    assert small.busy_blocks() == {start + 2, start + 3}
+    os.truncate(small.a, 0)
+    assert small.busy_blocks() == {*range(start, start + 4)}, "the pin of the file's blocks counts as well"
+    assert small.p.read(length=4 * BLOCK) == DATA[: 4 * BLOCK]
+    filler = small.fill()
+    assert not small.blocks_of(filler) & {*range(start, start + 4)}
+    small.p.write(b"\x99" * 4 * BLOCK)
+    assert set(filler.read_bytes()) == {0xEE}
+    (listed,) = client.pins(small.mount.path)
+    assert listed["pid"] == small.p.pid
+    os.unlink(filler)
+    small.p.end(signal.SIGKILL)
+    eventually("the blocks are freed", lambda: small.info()["busy"] == 0, 3.0)
+    small.settled(free + 8)
+
+
+def test_s39_a_holder_that_ended_with_the_daemon_keeps_nothing(small: Case) -> None:
+    free = small.info()["free"]
+    small.p.pin(small.a, 0, 8)
+    os.truncate(small.a, 0)
+    small.mount.kill()
+    small.p.end(signal.SIGKILL)
+    small.mount.mount()
+    small.settled(free + 8)
+
+
+def test_s42_an_unlinked_pinned_file_and_a_crash(small: Case) -> None:
+    """The orphan goes at the next mount, once; what is pinned of it stays busy as long as the holder lives."""
+    free = small.info()["free"]
+    held = small.p.pin(small.a, 1, 3)
+    os.unlink(small.a)
+    small.mount.kill()
+    small.mount.mount()
+    start = held["runs"][0][0]
+    assert small.busy_blocks() == {*range(start, start + 3)}
+    assert small.info()["free"] == free + 5
+    assert small.p.read(length=3 * BLOCK) == DATA[BLOCK : 4 * BLOCK]
+    small.mount.kill()
+    small.mount.mount()
+    assert small.busy_blocks() == {*range(start, start + 3)}
+    small.p.end(signal.SIGKILL)
+    eventually("the blocks are freed", lambda: small.info()["busy"] == 0, 3.0)
+    small.settled(free + 8)

@@ -1,7 +1,7 @@
 """`python -m tools.bench`: daxfs beside a null pyfuse3 file system, libfuse's passthrough_ll and fuse2fs, in one run.
 
 All of them are mounted at once; every round goes through the rows, and every row through the peers, forwards and
-backwards in turn, so that a slow minute of the machine hits all alike. Numbers are medians over the rounds.
+backwards in turn, so that a slow minute of the machine hits all alike. Numbers and ratios are medians over the rounds.
 """
 
 from __future__ import annotations

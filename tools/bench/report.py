@@ -37,8 +37,10 @@ class Row:
         return (max(samples) - min(samples)) / 2 / statistics.median(samples)
 
     def ratio(self, peer: str) -> float | None:
-        ours, theirs = self.median("daxfs"), self.median(peer)
-        return ours / theirs if ours is not None and theirs else None
+        """The median of the rounds' own ratios: within a round both met the same machine."""
+        pairs = zip(self.samples.get("daxfs", []), self.samples.get(peer, []), strict=False)
+        ratios = [ours / theirs for ours, theirs in pairs if theirs]
+        return statistics.median(ratios) if ratios else None
 
 
 @dataclass
@@ -116,7 +118,7 @@ class Report:
     def show_rows(self, console: Console) -> None:
         others = [peer for peer in self.peers if peer != "daxfs"]
         ours = "daxfs" in self.peers
-        table = Table(title="medians (± half of the spread over the rounds), and the ratios of daxfs to the others")
+        table = Table(title="medians over the rounds (± half of their spread), and the ratios of daxfs to the others")
         table.add_column("", no_wrap=True)
         for peer in self.peers:
             table.add_column(peer, justify="right", no_wrap=True)
