@@ -90,7 +90,7 @@ def test_unpack_build_delete(mount: Mounted) -> None:
     sh("make -j4 program", tree)
     answer = sh("./program", tree)
     assert int(answer) > MODULES
-    assert sh("make program", tree).count("cc") == 0, "make sees that nothing is to be done: times are kept"
+    sh("make -q program", tree)  # nothing is to be done: times are kept
     sh("touch src/part3/module3.h && make -j4 program && ./program", tree)
     mount.remount()
     assert sh("./program", tree) == answer
