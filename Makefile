@@ -3,6 +3,7 @@
 MNT ?= /mnt/x
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 NATIVE := $(wildcard daxfs/*/*.pyx daxfs/*/*.pxd daxfs/*/*.h daxfs/daemon/fuseio.c daxfs/daemon/hotpath.c)
 
 # The first that is new enough; empty when none is.
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 
 help:
 	@echo "make mount [MNT=/mnt/x]  set up what is missing and mount"
-	@echo "make test                set up and run the whole test suite"
+	@echo "make test [JOBS=2]       set up and run the whole test suite"
 	@echo "make install             set up only: system packages (as root), .venv, build"
 	@echo "make lint                ruff and mypy"
 	@echo "make bench               compare speed and memory with other file systems"
@@ -30,7 +31,7 @@ mount: install
 	fi
 
 test: system-test $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 lint: system $(VENV)/installed-dev
 	$(BIN)/ruff check .
