@@ -11,7 +11,7 @@ import trio
 from daxfs import client
 from daxfs.client import EventType, PinError, aio
 from tests.client.test_events import a_file, another_holder, punching, truncating
-from tests.mount.conftest import Maker
+from tests.conftest import Maker
 from tests.mount.harness import Mounted, eventually
 
 pytestmark = pytest.mark.mount

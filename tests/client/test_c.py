@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from daxfs import abi, client
-from tests.mount.conftest import Maker
+from tests.conftest import Maker
 from tests.mount.harness import REPOSITORY, Mounted, eventually
 from tools import c_header
 

@@ -15,7 +15,7 @@ import pytest
 
 from daxfs import client
 from daxfs.client import EventType, PinError
-from tests.mount.conftest import Maker
+from tests.conftest import Maker
 from tests.mount.harness import REPOSITORY, Mounted, eventually
 
 pytestmark = pytest.mark.mount

@@ -12,7 +12,7 @@ import pytest
 
 from daxfs import client, gup
 from daxfs.client import PinError, calls
-from tests.mount.conftest import Maker
+from tests.conftest import Maker
 from tests.mount.harness import Mounted, eventually
 
 pytestmark = pytest.mark.mount

@@ -11,9 +11,7 @@ import pytest
 
 from daxfs.lab.processes import Zygote
 from daxfs.lab.runner import Rooms
-from tests.mount.conftest import base, make_mount
 
-__all__ = ["base", "make_mount"]
 OWN = Path(__file__).parent
 
 

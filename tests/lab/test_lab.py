@@ -13,7 +13,7 @@ from daxfs.lab.course import How, Sees, breaks, case, truncate
 from daxfs.lab.processes import Died, Unseen, Zygote
 from daxfs.lab.runner import Rooms
 from daxfs.lab.scenario import SCENARIOS, Lab, Scenario, story
-from tests.mount.conftest import Maker
+from tests.conftest import Maker
 from tests.mount.harness import daxfs
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
@@ -112,6 +112,20 @@ def test_on_somebodys_mount(make_mount: Maker) -> None:
         assert outcomes["daemon-dies", policy] == outcomes["pins-max", policy] == "n/a"
     assert os.listdir(mounted.path) == []
     assert mounted.info()["busy"] == 0
+
+
+def test_somebodys_mount_has_the_options_that_it_has(make_mount: Maker) -> None:
+    """What a scenario needs is compared with the mount's settings, of which `info` tells."""
+    mounted = make_mount(size="32M", options="longterm=deny,wait_s=1.0,pins_max=0")
+    assert mounted.info()["settings"] == {
+        "policy": "busy", "longterm": "deny", "wait_s": 1.0, "lease_break_s": 45.0, "lease_then": "fail",
+        "invalidate_s": 5.0, "enospc_wait_s": 0.0, "pins_max": 0,
+    }  # fmt: skip
+    names = ["longterm-deny", "wait-limit", "longterm-lease"]
+    done = daxfs("scenario", "run", *names, "--policy", "busy,wait", "--mount", mounted.path, "--json", check=False)
+    cells = {(cell["name"], cell["policy"]): cell for cell in json.loads(done.stdout)}
+    assert cells["longterm-deny", "busy"]["outcome"] == cells["wait-limit", "wait"]["outcome"] == "pass", cells
+    assert cells["longterm-lease", "busy"]["reason"] == "it needs a mount with -o longterm=lease"
 
 
 def test_a_persons_own_scenarios() -> None:

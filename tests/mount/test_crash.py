@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from daxfs.core import layout
-from tests.mount.conftest import Maker
+from tests.conftest import Maker
 from tests.mount.crashload import Worker
 from tests.mount.harness import DAXFS, REPOSITORY, Mounted, alive, eventually
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import Maker
+from tests.conftest import Maker
 from tests.mount.exerciser import Exerciser, Mismatch
 from tests.mount.harness import REPOSITORY, Mounted, eventually
 from tests.mount.pinexerciser import PinExerciser

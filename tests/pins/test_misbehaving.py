@@ -19,7 +19,7 @@ import pytest
 
 from daxfs import abi, client
 from daxfs.client import PinError, calls
-from tests.mount.conftest import Maker
+from tests.conftest import Maker
 from tests.mount.harness import REPOSITORY, Mounted, alive, eventually
 from tests.pins.holders import BLOCK, Holder
 

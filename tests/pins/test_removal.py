@@ -21,7 +21,7 @@ import pytest
 from daxfs import client
 from daxfs.client import EventType, PinError
 from daxfs.core.fsck import check
-from tests.mount.conftest import Maker
+from tests.conftest import Maker
 from tests.mount.harness import DAXFS, REPOSITORY, Mounted, alive, daxfs, eventually
 from tests.pins.holders import BLOCK, Holder
 

@@ -1,4 +1,4 @@
-"""The mounts of tests/mount, and an adapter without one."""
+"""An adapter of the simulated HCA without a mount."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import pytest
 import trio
 
 from tests.core.image import fresh_volume
-from tests.mount.conftest import base, make_mount, mount, shared_mount
 from tests.verbs.adapter import Adapter
-
-__all__ = ["adapter", "base", "make_mount", "mount", "shared_mount"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ from tests.mount.harness import WATCHDOG_S, Mounted, alive, eventually, mounts_b
 from tests.mount.holder import Holder
 from tests.mount.pincase import Case
 
+HERE = Path(__file__).parent
+WITHOUT_MOUNT = {"core"}  # folders of tests that anybody can run anywhere
+
 # Python 3.12 warns of a fork beside threads; the only other thread here is the watchdog, which holds no lock.
 FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents:
+        if HERE / "mount" in item.path.parents:
             item.add_marker(pytest.mark.mount)
             item.add_marker(FORKS)
 
@@ -41,7 +43,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def base() -> Iterator[Path]:
     """Where all mounts of this run are; when it ends no mount, process or image of it may be left."""
     if not os.path.exists("/dev/fuse"):
@@ -54,6 +56,8 @@ def base() -> Iterator[Path]:
     os.chmod(place, 0o755)
     os.environ["XDG_DATA_HOME"] = os.environ["XDG_STATE_HOME"] = str(place / "data")
     yield place
+    with suppress(AssertionError):  # a daemon ends a little after its mount
+        eventually("all processes have ended", lambda: not of_this_run(token), 10)
     left = [f"mount {point}" for point in mounts_below(place)]
     left += [f"file {path}" for path in place.rglob("*") if not path.is_dir()]
     left += [f"process {pid}: {words}" for pid, words in of_this_run(token)]
@@ -61,6 +65,14 @@ def base() -> Iterator[Path]:
         syscalls.umount(point, detach=True)
     shutil.rmtree(place)
     assert not left, "left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture(autouse=True)
+def at_home(request: pytest.FixtureRequest) -> None:
+    """Tests with mounts have `base`, and its environment, from the first to the last."""
+    folder = request.path.relative_to(HERE).parts[0]
+    if folder not in WITHOUT_MOUNT and not folder.endswith(".py"):
+        request.getfixturevalue("base")
 
 
 def of_this_run(token: str) -> list[tuple[int, str]]:

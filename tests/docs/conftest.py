@@ -1,5 +1,0 @@
-"""The mounts of tests/mount, for commands on a real one."""
-
-from tests.mount.conftest import base, make_mount, mount, shared_mount
-
-__all__ = ["base", "make_mount", "mount", "shared_mount"]
