@@ -25,7 +25,7 @@ install: system $(VENV)/installed
 
 mount: install
 	@if mountpoint -q "$(MNT)" && findmnt -no FSTYPE "$(MNT)" | grep -q daxfs; then \
-		echo "$(MNT) is mounted"; \
+		echo "daxfs: $(MNT) is mounted; see: daxfs info $(MNT)"; \
 	else \
 		mkdir -p "$(MNT)" && $(BIN)/daxfs mount "$(MNT)"; \
 	fi
@@ -57,6 +57,7 @@ $(BIN)/python: | system
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml tools/build_backend.py $(NATIVE) | system $(BIN)/python
+	@echo "building daxfs: a minute or two, without output"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 

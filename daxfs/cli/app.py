@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -66,12 +67,21 @@ _GROUPS = {
     "device": "The device under a mount: its state, taking it away, errors of its medium.",
     "scenario": "What the lists argued about, played: who pins, what is called, what must be seen under each policy.",
 }
+
+
+def _help_of(command: Callable[..., object]) -> str:
+    """Its docstring, a line for each paragraph: they are folded as wide as the terminal is."""
+    return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n"))
+
+
 _groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in _GROUPS.items()}
 for _name, _group in _groups.items():
     app.add_typer(_group, name=_name)
 for _name, _function in _COMMANDS.items():
     _within, _, _last = _name.rpartition(" ")
-    (_groups[_within] if _within else app).command(_last, epilog=f"Example: {_EXAMPLES[_name]}")(_function)
+    (_groups[_within] if _within else app).command(_last, help=_help_of(_function), epilog=f"Example: {_EXAMPLES[_name]}")(
+        _function
+    )
 
 
 def _version(wanted: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from daxfs.cli import sizes
-from daxfs.cli.output import Failure, print_facts, print_json, say
+from daxfs.cli.output import Failure, counted, print_facts, print_json, say
 
 MOUNT = Annotated[Path, typer.Argument(metavar="MOUNT", help="A mount point, or anything on it.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -89,7 +89,8 @@ def remove(
         if facts["pins"] != told:
             told = facts["pins"]
             left = "" if facts["left_s"] is None else f", revoked in {facts['left_s']:.0f} s"
-            say(f"{told} pins of {facts['holders']} open files are left{left}")
+            are = "is" if told == 1 else "are"
+            say(f"{counted(told, 'pin')} of {counted(facts['holders'], 'open file')} {are} left{left}")
         time.sleep(_LOOK_S)
     if json:
         print_json(facts)
@@ -120,6 +121,8 @@ def inject_error(
         print_json({"block": block, "count": count, "poisoned": not clear, "files": files, "metadata": metadata})
     else:
         what = "sound again" if clear else "poisoned"
-        say(f"blocks {block} to {block + count - 1} are {what}: {files} files have some of them")
+        blocks = f"block {block} is" if count == 1 else f"blocks {block} to {block + count - 1} are"
+        owners = f"{counted(files, 'file')} {'has' if files == 1 else 'have'} {'it' if count == 1 else 'some of them'}"
+        say(f"{blocks} {what}: {owners}")
     if metadata:
         raise Failure("the volume's own blocks are among them: it is read-only now")

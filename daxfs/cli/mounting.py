@@ -124,7 +124,13 @@ def mount(
     ] = "",
     options: Annotated[
         list[str] | None,
-        typer.Option("-o", "--options", metavar="OPTIONS", help="ro, allow_other, nonempty, hostsync, ... as of mount(8)."),
+        typer.Option(
+            "-o",
+            "--options",
+            metavar="OPTIONS",
+            help="As of mount(8): ro, allow_other, nonempty, hostsync, ...; how pins are treated: longterm=, wait_s=, "
+            "lease_break_s=, lease_then=, invalidate_s=, enospc_wait_s=, pins_max=.",
+        ),
     ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", "-f", help="Stay in the terminal and log there; Ctrl-C unmounts.")

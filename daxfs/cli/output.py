@@ -71,6 +71,11 @@ def human_size(size: int) -> str:
     raise AssertionError
 
 
+def counted(count: int, thing: str) -> str:
+    """A number of things: 1 pin, 2 pins."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def human_age(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"

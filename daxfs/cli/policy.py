@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Annotated
 
@@ -18,13 +19,19 @@ DEFAULT = "default"
 def policy(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file on a daxfs mount.")],
     name: Annotated[
-        str, typer.Argument(metavar="[NAME]", help="busy, wait, fail, lease, revoke, unsafe; default: the mount's.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="busy, wait, fail, lease, revoke or unsafe; `default` takes it away again.",
+            show_default=False,
+        ),
     ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show or set the break policy of FILE.
 
-    A file without a policy of its own has the mount's. The policy is kept as an extended attribute.
+    What a truncate or hole punch of the file does about pinned blocks. A file without a policy of its own has the mount's.
+    It is kept as an extended attribute (user.daxfs.policy).
     """
     from daxfs import client
 
@@ -42,6 +49,8 @@ def policy(
 def _set(file: Path, name: str) -> None:
     from daxfs.core.policy import POLICIES
 
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise Failure(f"{file} is not a regular file: only those have a policy of their own")
     if name == DEFAULT:
         try:
             os.removexattr(file, XATTR)

@@ -25,7 +25,7 @@ _SIGNS = {"pass": "[green]pass[/]", "fail": "[red]FAIL[/]", "n/a": "[dim]n/a[/]"
 
 
 def catalogue(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[WORD]...", help="Only those whose name has a word.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="WORD", help="Only those whose name has a word.")] = None,
     file: FILES = None,
     json: JSON = False,
 ) -> None:
@@ -68,9 +68,7 @@ def _declaration(scenario: Scenario) -> dict[str, object]:
 
 
 def run(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which ones; see: daxfs scenario list.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Which ones; see: daxfs scenario list.")] = None,
     all: Annotated[bool, typer.Option("--all", help="All scenarios.")] = False,
     policy: Annotated[str, typer.Option(metavar="POLICY", help="A policy, several with commas, or all.")] = "all",
     mount: Annotated[
@@ -78,6 +76,7 @@ def run(
         typer.Option(metavar="MNT", help="Run there, in a new directory.", show_default="a temporary image and mount"),
     ] = None,
     file: FILES = None,
+    full: Annotated[bool, typer.Option("--full", help="Races as often as the catalogue says: minutes.")] = False,
     json: JSON = False,
 ) -> int:
     """Run scenarios and print what came of them, under each policy.
@@ -95,7 +94,7 @@ def run(
     place = None if mount is None else str(mount.resolve())
     paths = [str(one.resolve().parent) for one in file or ()]
     results: list[Result] = []
-    for result in runner.run(chosen, _policies(policy), mount=place, paths=paths):
+    for result in runner.run(chosen, _policies(policy), mount=place, paths=paths, full=full):
         results.append(result)
         if not json:
             _report(result, brief=len(chosen) > 1)

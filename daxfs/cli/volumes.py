@@ -127,6 +127,9 @@ def _fact(name: str, value: Any, facts: dict[str, Any]) -> str:
         return f"{value} ({human_size(value * int(facts['block_size']))})"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if name == "settings":
+        shown = ((key, one) for key, one in value.items() if key != "policy")
+        return ",".join(f"{key}={one:g}" if isinstance(one, float) else f"{key}={one}" for key, one in shown)
     return str(value)
 
 
