@@ -2,6 +2,7 @@
 
 All of them are mounted at once; every round goes through the rows, and every row through the peers, forwards and
 backwards in turn, so that a slow minute of the machine hits all alike. Numbers and ratios are medians over the rounds.
+Then come the rows of pins (pins.py), which have a mount of their own in each round.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from tools.bench import work
+from tools.bench import pins, work
 from tools.bench.peers import PEERS, Missing, Peer
 from tools.bench.report import Report, Row
 
@@ -32,9 +33,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description="Measures daxfs beside its peers.", epilog=example)
     add = parser.add_argument
     add("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
-    add("--quick", action="store_true", help="half a minute instead of eight: shorter rows, two rounds")
+    add("--quick", action="store_true", help="a minute instead of ten: shorter rows, two rounds")
     add("--rounds", type=int, metavar="N", help="rounds (default: 5, quick: 2)")
-    add("--only", metavar="TEXT", help="only rows with TEXT in their name")
+    add("--only", metavar="TEXT", help="only rows with TEXT in their name; those of pins are called `pins: ...`")
     add("--peers", metavar="NAMES", help="only these, separated by commas: " + ",".join(peer.name for peer in PEERS))
     add("--one-cpu", action="store_true", help="all on one CPU: leaves out what waking the other one costs")
     return parser.parse_args()
@@ -90,13 +91,19 @@ def measure(
             progress.advance(task)
 
 
+def measure_pins(rows: pins.PinRows, rounds: int, scratch: Path, report: Report, progress: Progress) -> None:
+    report.pins = rows.rows
+    task = progress.add_task("measuring pins", total=rounds)
+    for turn in range(rounds if rows.rows else 0):
+        report.calibration_ms.append(work.calibrate())
+        rows.measure(scratch / f"pins-{turn}")
+        progress.advance(task)
+
+
 def main() -> int:
     args = arguments()
     console = Console()
     console.width = max(console.width, WIDTH)  # a table in a file or a narrow window is cut by its reader, not by us
-    if shutil.which("fio") is None:
-        print("bench: fio is not installed: apt-get install fio", file=sys.stderr)
-        return 1
     scale = work.QUICK if args.quick else work.FULL
     if args.rounds:
         scale = work.Scale(scale.seconds, args.rounds, scale.data_bytes, scale.files)
@@ -109,6 +116,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack below unwinds
 
     fio_rows = [row for row in work.fio_rows() if not args.only or args.only in row.name]
+    if fio_rows and shutil.which("fio") is None:
+        print("bench: fio is not installed: apt-get install fio", file=sys.stderr)
+        return 1
     rows = [Row(row.name, row.kind, row.unit) for row in fio_rows]
     rows += [Row(name, kind, "/s") for name, kind, _ in work.NAME_ROWS if not args.only or args.only in name]
     with contextlib.ExitStack() as stack:
@@ -121,7 +131,12 @@ def main() -> int:
             return 1
         stolen, ticks = work.cpu_times()
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            measure(peers, fio_rows, scale, report, progress)
+            if rows:
+                measure(peers, fio_rows, scale, report, progress)
+            if any(peer.name == "daxfs" for peer in peers):
+                null = next((peer.mount / work.DATA for peer in peers if peer.name == "nullfs"), None)
+                pin_rows = pins.PinRows(pins.QUICK if args.quick else pins.FULL, args.only or "", null)
+                measure_pins(pin_rows, scale.rounds, scratch, report, progress)
         stolen_after, ticks_after = work.cpu_times()
         report.stolen = (stolen_after - stolen) / max(ticks_after - ticks, 1)
         report.memory = {peer.name: peer.memory() for peer in peers}
