@@ -33,9 +33,9 @@ PIN_ON_DEMAND = 1 << 31
 PIN_FLAGS = FOLL_WRITE | FOLL_GET | FOLL_LONGTERM | FOLL_PIN | PIN_NOWAIT | PIN_ON_DEMAND
 
 # PIN: in: offset, length (bytes, block aligned), flags. out: id, how many runs, how many blocks. PIN_RUNS has the runs.
-# Errors: EINVAL (misaligned, empty, flags), EACCES (write pin of a read-only descriptor), ENXIO (beyond the end of file),
-# EFAULT (read pin of a hole), EIO (poisoned blocks), ENODEV (the device is being removed),
-# EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full).
+# Errors: EINVAL (misaligned, empty, flags), EACCES (the descriptor is not open for reading, or for a write pin not for
+# writing), ENXIO (beyond the end of file), EFAULT (read pin of a hole), EIO (poisoned blocks), ENODEV (the device is being
+# removed), EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full).
 PIN = struct.Struct("<QQIIQQQ")  # offset, length, flags, zero, id, runs, blocks
 IOC_PIN = _iowr(1, PIN.size)
 
@@ -62,7 +62,8 @@ IOC_EXTENTS = _iowr(4, PAGE_BYTES)
 PAGE_STATE = struct.Struct("<QQII")  # index (in the pin, or logical block of the file), physical, pins, references
 IOC_PAGES = _iowr(12, PAGE_BYTES)
 
-# LEASE: a layout lease of the description. in: offset, length (bytes; length 0: the whole file), op. Errors: EINVAL, EISDIR.
+# LEASE: a layout lease of the description. in: offset, length (bytes; length 0: the whole file), op. Errors: EINVAL, ENOMEM
+# (limit).
 LEASE = struct.Struct("<QQII")  # offset, length, op, zero
 IOC_LEASE = _iowr(6, LEASE.size)
 LEASE_TAKE, LEASE_RELEASE = 1, 2
@@ -113,6 +114,7 @@ IOC_LABEL = _iowr(13, LABEL.size)
 
 # Reports of the daemon, as JSON (UTF-8): `first` is a byte offset into the text, the records are bytes, `total` its length.
 # Which report: `key`. A client reads until it has `total` bytes; offset 0 makes a new text for this description.
+# Errors: ESTALE (too many are being read at once, the text was dropped: start again).
 IOC_REPORT = _iowr(5, PAGE_BYTES)
 REPORT_INFO, REPORT_PINS, REPORT_BUSY, REPORT_STATUS, REPORT_DEVICE = 1, 2, 3, 4, 5
 

@@ -148,15 +148,15 @@ class Deadlock(FsError):
 class LayoutBusy(FsError):
     """Somebody holds blocks that the operation would take. Never leaves the daemon, which waits and calls again.
 
-    `kind` is what is waited for ("invalidate", "wait", "lease", "hold", "space"), `pins` the ids of those that stand in the
-    way, `ino`, `first` and `count` the blocks that the operation would take."""
+    `kind` is what is waited for ("invalidate", "wait", "lease", "hold", "space"), `pin` the id of one pin that stands in the
+    way (0: none, or something else does), `ino`, `first` and `count` the blocks that the operation would take."""
 
     errno = _errno.EAGAIN
 
-    def __init__(self, kind: str, pins: list[int], ino: int, first: int = 0, count: int = 0) -> None:
-        super().__init__(f"the layout is busy ({kind}): pins {pins[:8]}")
+    def __init__(self, kind: str, pin: int, ino: int, first: int = 0, count: int = 0) -> None:
+        super().__init__(f"the layout is busy ({kind}): pin {pin}")
         self.kind = str(kind)
-        self.pins = pins
+        self.pin = pin
         self.ino = ino
         self.first = first
         self.count = count

@@ -6,6 +6,7 @@ whatever the descriptor leads to.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -33,7 +34,7 @@ _ANY = {
 }
 _PIN = {
     errno.EINVAL: "offset and length must be whole blocks, the length more than 0, the flags ones that go together",
-    errno.EACCES: "a write pin needs a descriptor that is open for writing",
+    errno.EACCES: "a write pin needs a descriptor that is open for writing, and any pin one that is open for reading",
     errno.EBADF: "a pin needs a descriptor that is open for reading or writing",
     errno.ENXIO: "the range reaches beyond the end of the file",
     errno.EFAULT: "the range has a hole: write it first, or take a write pin, which allocates",
@@ -57,7 +58,7 @@ _ACK = {errno.ENOENT: _UNPIN[errno.ENOENT], errno.EINVAL: "nothing to acknowledg
 _CHANGE = {
     errno.EAGAIN: "the range is pinned",
     errno.EBADF: "the descriptor is not open for writing",
-    errno.ETXTBSY: "the range is pinned, and the policy is to fail",
+    errno.ETXTBSY: "the range is pinned, and the policy is to fail, or the holders did not let go in time",
     errno.EDEADLK: "the pins in the way are this descriptor's own: unpin first",
     errno.EBUSY: "the range was still pinned after the time limit of the mount (wait_s)",
 }
@@ -68,8 +69,12 @@ _ADMIN = {
     errno.EINVAL: "the blocks are not in the image",
     errno.ENODEV: _REMOVED,
 }
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 _LABEL_MAX = abi.LABEL.size - 8
+_REPORT = {errno.ESTALE: "the report was dropped, as too many are being read at once: ask again"}
 _WORDS = {
+    abi.IOC_REPORT: _REPORT,
     abi.IOC_LABEL: _UNPIN,
     abi.IOC_ADMIN: _ADMIN,
     abi.IOC_PIN: _PIN,
@@ -88,10 +93,21 @@ def words_for(code: int) -> str | None:
     return _ANY.get(code)
 
 
+def ioctl_page(fd: int, number: int, buffer: bytearray) -> None:
+    """An ioctl that carries a page. OSError. For such large ones fcntl.ioctl would keep the interpreter's lock, and these
+    may take their time: other threads shall go on."""
+    memory = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    if _libc.ioctl(fd, number, ctypes.addressof(memory)) < 0:
+        raise OSError(ctypes.get_errno(), "")
+
+
 def _call(fd: int, number: int, buffer: bytearray) -> None:
     while True:
         try:
-            fcntl.ioctl(fd, number, buffer, True)
+            if len(buffer) == abi.PAGE_BYTES:
+                ioctl_page(fd, number, buffer)
+            else:
+                fcntl.ioctl(fd, number, buffer, True)
             return
         except InterruptedError:
             continue  # a handler has run and did not raise; the daemon did nothing

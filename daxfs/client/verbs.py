@@ -23,7 +23,6 @@ Addresses and lengths are bytes, times seconds unless the name says otherwise. W
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import time
@@ -61,8 +60,6 @@ __all__ = [
 ]
 __all__ += verbs_enums.__all__
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 _WAIT_MS_MAX = 1000  # of one call: a thread that waits looks up between two
 
 _WORDS = {
@@ -81,18 +78,21 @@ def wc_status_to_str(status: int) -> str:
 
 
 def _call(fd: int, op: Op, body: bytes, *, words: dict[int, str] = _WORDS) -> memoryview:
-    """One call of the adapter; what it answered. PinError. The interpreter's lock is not held meanwhile, as it can wait."""
+    """One call of the adapter; what it answered. PinError."""
     buffer = bytearray(abi.PAGE_BYTES)
     abi_hca.HEAD.pack_into(buffer, 0, op, 0)
     buffer[abi_hca.HEAD.size : abi_hca.HEAD.size + len(body)] = body
     if len(buffer) != abi.PAGE_BYTES:
         raise PinError(errno.EMSGSIZE, "more than one call can carry")
-    memory = (ctypes.c_char * abi.PAGE_BYTES).from_buffer(buffer)
-    while _libc.ioctl(fd, abi.IOC_HCA, ctypes.addressof(memory)) < 0:
-        code = ctypes.get_errno()
-        if code != errno.EINTR:
-            raise PinError(code, words.get(code) or calls.words_for(code) or os.strerror(code))
-    return memoryview(buffer)[abi_hca.HEAD.size :]
+    while True:
+        try:
+            calls.ioctl_page(fd, abi.IOC_HCA, buffer)
+            return memoryview(buffer)[abi_hca.HEAD.size :]
+        except InterruptedError:
+            continue
+        except OSError as problem:
+            code = problem.errno or errno.EIO
+            raise PinError(code, words.get(code) or calls.words_for(code) or os.strerror(code)) from None
 
 
 def _packed(struct: Struct, *values: int) -> bytes:

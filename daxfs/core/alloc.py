@@ -47,8 +47,7 @@ class Allocator:
         return runs[0][0]
 
     def give(self, runs: list[Run]) -> None:
-        for start, count in runs:
-            self.free.add(start, count)
+        self.free.add_all(runs)
 
     def check(self, blocks: int) -> None:
         self.free.check()

@@ -9,16 +9,21 @@ The core does not wait and has no clock: who waits, how long, and who is interru
 Order: on-demand holders are told first, since they must let go under every policy but `unsafe`; then pins, by the policy.
 A holder that does not acknowledge in time is fenced: its registration becomes a pin of state `fenced`, so that its blocks
 are busy for as long as its descriptor is open, and the simulated HCA refuses it.
+
+A file may have very many pins. Who waits is told one of them that stands in the way, and need not look again before that
+one has gone: a scattered choice where all are looked at anyway, so that a few looks do in whatever order they go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from daxfs import abi
 from daxfs.core import policy, xattr
+from daxfs.core.alloc import Run
 from daxfs.core.pins import Holder, Pin, State
 from daxfs.core.policy import Operation, Outcome
 from daxfs.errors import Busy, Deadlock, LayoutBusy, TextBusy, TryAgain
@@ -53,23 +58,22 @@ class Wanted(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Break:
-    """A layout change that waits: blocks [first, first + count) of a file, and the ids of the pins it waits for."""
+    """A layout change that waits: blocks [first, first + count) of a file."""
 
     first: int
     count: int
-    pins: list[int]
 
 
 def check_hold(volume: Volume, ino: int, first: int, count: int, owner: int, holder: Holder, *, nowait: bool) -> None:
-    """A new pin waits behind a layout change that waits for its range, so that the change cannot starve. Whoever the change
-    waits for may still pin: it could not let go otherwise. LayoutBusy, or TryAgain."""
+    """A new pin waits behind a layout change that waits for its range, so that the change cannot starve. Whoever has a pin
+    that the change may wait for can pin all the same: it could not let go otherwise. LayoutBusy, or TryAgain."""
     for waiting in volume.breaks.get(ino, []):
         if first < waiting.first + waiting.count and waiting.first < first + count:
-            waited_for = [pin for pin in volume.pins.of_file(ino) if pin.id in waiting.pins]
-            if not any(pin.owner == owner or pin.holder.is_same(holder) for pin in waited_for):
+            start, end = waiting.first * volume.block_size, (waiting.first + waiting.count) * volume.block_size
+            if not volume.pins.holds(owner, holder, ino, start, end):
                 if nowait:
                     raise TryAgain("a layout change waits for the range")
-                raise LayoutBusy("hold", [], ino, first, count)
+                raise LayoutBusy("hold", 0, ino, first, count)
 
 
 def policy_of(volume: Volume, inode: Inode) -> str:
@@ -87,29 +91,55 @@ def outcome_of(volume: Volume, inode: Inode, operation: Operation) -> Outcome:
 
 def clear_way(volume: Volume, inode: Inode, operation: Operation, first: int, count: int, breaker: Breaker) -> Outcome:
     """May whole blocks [first, first + count) be taken from the file now? See the module. The outcome that applies."""
-    if not (volume.pins.counts.pinned or volume.pins.of_file(inode.ino) or volume.leases.of_file(inode.ino)):
+    if not (volume.pins.counts.pinned or volume.pins.has_file(inode.ino) or volume.leases.has_file(inode.ino)):
         return Outcome.DETACH
     outcome = outcome_of(volume, inode, operation)
     if outcome is Outcome.IGNORE or not count:
         return outcome
-    runs = [(physical, n) for _, physical, n, _ in inode.map.overlaps(first, count)]
-    standing = volume.pins.standing(inode.ino, runs)
     wanted = Wanted(inode.ino, first, count)
-    _invalidate(volume, [pin for pin in standing if pin.on_demand and pin.state is State.HELD], wanted, breaker)
-    pins = [pin for pin in standing if pin.counted and pin.state is State.HELD]
-    leases = volume.leases.overlapping(inode.ino, first, count)
-    if pins or (leases and outcome is Outcome.LEASE):
-        _by_outcome(volume, outcome, pins, wanted, breaker)
+    if outcome is Outcome.DETACH and not volume.pins.on_demand(inode.ino):
+        volume.leases.break_all(volume.leases.overlapping(*wanted))
+        return outcome
+    runs = inode.map.runs(first, count)
+    if volume.pins.on_demand(inode.ino):
+        _invalidate(volume, [pin for pin in volume.pins.standing(inode.ino, runs) if pin.on_demand], wanted, breaker)
+    way = Way(volume, wanted, runs)
+    if outcome is not Outcome.DETACH and (way.is_pinned or (outcome is Outcome.LEASE and way.leases)):
+        _by_outcome(way, outcome, breaker)
     else:
-        volume.leases.break_all(leases)
+        volume.leases.break_all(way.leases)
     return outcome
 
 
+class Way:
+    """What an operation would take, and who stands in its way."""
+
+    def __init__(self, volume: Volume, wanted: Wanted, runs: list[Run]) -> None:
+        self.volume = volume
+        self.wanted = wanted
+        self._runs = runs
+        self.leases = volume.leases.overlapping(*wanted)
+
+    def pins(self, owner: int | None = None) -> Iterator[Pin]:
+        """Those that hold some of the blocks; of one owner, or all."""
+        standing = self.volume.pins.standing(self.wanted.ino, self._runs, owner)
+        return (pin for pin in standing if pin.counted and pin.state is State.HELD)
+
+    @property
+    def is_pinned(self) -> bool:
+        counts = self.volume.pins.counts
+        return any(counts.any(*run) for run in self._runs) and any(True for _ in self.pins())
+
+    def is_own(self, owner: int | None, *, leases: bool) -> bool:
+        """Whether an owner would have to wait for its own pins, or for its own leases."""
+        if owner is None:
+            return False
+        return any(True for _ in self.pins(owner)) or (leases and any(lease.owner == owner for lease in self.leases))
+
+
 def _invalidate(volume: Volume, holders: list[Pin], wanted: Wanted, breaker: Breaker) -> None:
-    if not holders:
-        return
     for pin in holders:
-        if not pin.told:
+        if pin.state is State.HELD and not pin.told:
             pin.told = True
             if pin.notifier is not None:
                 pin.notifier(pin)
@@ -121,43 +151,44 @@ def _invalidate(volume: Volume, holders: list[Pin], wanted: Wanted, breaker: Bre
     if breaker.nowait:
         raise TryAgain("an on-demand holder has to let go first")
     if "invalidate" not in breaker.overdue:
-        raise LayoutBusy("invalidate", [pin.id for pin in holders], *wanted)
+        raise LayoutBusy("invalidate", _any(holders).id, *wanted)
     for pin in holders:
         volume.pins.fence(pin)
 
 
-def _by_outcome(volume: Volume, outcome: Outcome, pins: list[Pin], wanted: Wanted, breaker: Breaker) -> None:
-    own = breaker.owner is not None and any(pin.owner == breaker.owner for pin in pins)
+def _by_outcome(way: Way, outcome: Outcome, breaker: Breaker) -> None:
     if outcome is Outcome.REVOKE:
-        revoke(volume, pins)
-    elif outcome is Outcome.DETACH:
-        return
-    elif own:
-        raise Deadlock("the pins in the way are this descriptor's own: give them back first")
+        revoke(way.volume, way.pins())
+        way.volume.leases.break_all(way.leases)
+    elif way.is_own(breaker.owner, leases=outcome is Outcome.LEASE):
+        raise Deadlock("the pins or leases in the way are this descriptor's own: give them back first")
     elif outcome is Outcome.FAIL:
-        raise TextBusy(f"the range is pinned, and the policy of the file is to fail: see daxfs pins ({_names(pins)})")
+        raise TextBusy(f"the range is pinned, and the policy of the file is to fail: see daxfs pins ({_names(way)})")
     elif breaker.nowait:
         raise TryAgain("the range is pinned")
     elif outcome is Outcome.LEASE:
-        _by_lease(volume, pins, wanted, breaker)
+        _by_lease(way, breaker)
     elif Outcome.WAIT in breaker.overdue:
-        raise Busy(f"the range is still pinned after the time limit: see daxfs pins ({_names(pins)})")
+        raise Busy(f"the range is still pinned after the time limit: see daxfs pins ({_names(way)})")
     else:
-        raise LayoutBusy(Outcome.WAIT, [pin.id for pin in pins], *wanted)
+        way.volume.leases.tell(way.leases)
+        raise LayoutBusy(Outcome.WAIT, next(way.pins()).id, *way.wanted)
 
 
-def _by_lease(volume: Volume, pins: list[Pin], wanted: Wanted, breaker: Breaker) -> None:
+def _by_lease(way: Way, breaker: Breaker) -> None:
+    volume = way.volume
     if Outcome.LEASE not in breaker.overdue:
+        pins = list(way.pins())
         for pin in pins:
             if not pin.told:
                 pin.told = True
                 volume.tell(pin, abi.EVENT_LEASE_BREAK)
-        volume.leases.tell(volume.leases.overlapping(*wanted))
-        raise LayoutBusy(Outcome.LEASE, [pin.id for pin in pins], *wanted)
+        volume.leases.tell(way.leases)
+        raise LayoutBusy(Outcome.LEASE, _any(pins).id if pins else 0, *way.wanted)
     if volume.settings.lease_then == "fail":
-        raise TextBusy(f"the holders did not let go in time: see daxfs pins ({_names(pins)})")
-    revoke(volume, pins)
-    volume.leases.break_all(volume.leases.overlapping(*wanted))
+        raise TextBusy(f"the holders did not let go in time: see daxfs pins ({_names(way)})")
+    revoke(volume, way.pins())
+    volume.leases.break_all(way.leases)
 
 
 def revoke(volume: Volume, pins: Iterable[Pin]) -> None:
@@ -168,6 +199,12 @@ def revoke(volume: Volume, pins: Iterable[Pin]) -> None:
             volume.tell(pin, abi.EVENT_REVOKED)
 
 
-def _names(pins: list[Pin]) -> str:
-    shown = ", ".join(f"pin {pin.id} of process {pin.holder.pid}" for pin in pins[:3])
-    return f"{shown} and {len(pins) - 3} more" if len(pins) > 3 else shown
+def _any(pins: list[Pin]) -> Pin:
+    """One of them, neither the first nor the last as a rule (Fibonacci hashing of how many there are)."""
+    return pins[len(pins) * 0x9E3779B1 % (1 << 32) % len(pins)]
+
+
+def _names(way: Way) -> str:
+    pins = list(islice(way.pins(), 4))
+    shown = ", ".join(f"pin {pin.id} of process {pin.holder.pid}" for pin in pins[:3]) or "leases only"
+    return f"{shown} and others" if len(pins) > 3 else shown

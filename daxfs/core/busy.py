@@ -27,14 +27,12 @@ class BusyList:
 
     def insert(self, runs: list[Run]) -> None:
         """Pinned runs that have just lost their file."""
-        for start, count in runs:
-            self.extents.add(start, count)
+        self.extents.add_all(runs)
 
     def unpinned(self, runs: list[Run]) -> None:
         """Runs of which the last pin went; those that are busy become due."""
-        for run in runs:
-            for start, count in self.extents.within(*run):
-                self.due.add(start, count)
+        for run in runs if self.extents.blocks else ():
+            self.due.add_all(self.extents.within(*run))
 
     def clear(self, limit: int) -> list[Run]:
         """Take up to `limit` due runs off the list; the caller frees them."""

@@ -69,6 +69,30 @@ cdef class ExtentMap(RunMap):
             e = dx_next(&self.m, &li, &i)
         return out
 
+    def runs(self, uint64_t logical, uint64_t count):
+        """The image's runs behind a range in file order, as (start, count); neighbours are joined, holes left out."""
+        cdef uint32_t li = 0, i = 0
+        cdef uint64_t end = logical + count, lo, hi, at, start = 0, length = 0
+        cdef const dx_extent *e = dx_find(&self.m, logical, &li, &i)
+        cdef list out = []
+        while e != NULL and e.logical < end:
+            lo = e.logical if e.logical > logical else logical
+            hi = e.logical + e.count
+            if hi > end:
+                hi = end
+            at = e.physical + (lo - e.logical)
+            if length and start + length == at:
+                length += hi - lo
+            else:
+                if length:
+                    out.append((start, length))
+                start = at
+                length = hi - lo
+            e = dx_next(&self.m, &li, &i)
+        if length:
+            out.append((start, length))
+        return out
+
     def extents_from(self, uint64_t logical, uint32_t limit):
         """At most `limit` whole extents from the one that holds `logical` on, as `overlaps` gives them."""
         cdef uint32_t li = 0, i = 0

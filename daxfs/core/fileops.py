@@ -286,7 +286,7 @@ def _punch(vol: Volume, txn: Transaction, inode: Inode, start: int, end: int, br
 
 def _preallocate(vol: Volume, txn: Transaction, inode: Inode, start: int, end: int, *, zero: bool) -> None:
     """Fill the holes of a range with unwritten blocks. `zero`: what is there reads zero afterwards, and stays where it is:
-    idle blocks become unwritten, pinned ones are zeroed under the eyes of their holders."""
+    idle blocks become unwritten, those of a holder are zeroed under its eyes."""
     size = vol.block_size
     first = start // size
     gaps = inode.map.gaps(first, -(-end // size) - first)
@@ -304,6 +304,8 @@ def _preallocate(vol: Volume, txn: Transaction, inode: Inode, start: int, end: i
 def _zero_run(vol: Volume, inode: Inode, logical: int, physical: int, count: int) -> None:
     vol.poison.overwritten([(physical, count)])
     idle, pinned = vol.pins.counts.split([(physical, count)])
+    if vol.pins.on_demand(inode.ino):  # who is registered on demand has no count, but looks into the blocks as well
+        idle, pinned = [], [(physical, count)]
     for start, n in idle:
         inode.map.convert(logical + start - physical, n, True)
     for start, n in pinned:

@@ -10,9 +10,10 @@ Rules
 
 from __future__ import annotations
 
+from functools import cache
+
 from daxfs import abi
 from daxfs.core import fileops
-from daxfs.core.alloc import Run
 from daxfs.core.breaking import ALL, check_hold, revoke
 from daxfs.core.inode import Inode
 from daxfs.core.pins import (
@@ -39,48 +40,53 @@ from daxfs.errors import (
     ReadOnly,
 )  # fmt: skip
 
+LEAVE_AT_ONCE = 1 << 16
+
 
 def pin(vol: Volume, now: int, inode: Inode, offset: int, length: int, flags: int, owner: int, holder: Holder, *,
-        writable: bool) -> Pin:  # fmt: skip
-    """Pin a range of a file for an owner, or register it on demand. `writable`: its descriptor is. Errors as abi.IOC_PIN
-    says, and LayoutBusy when it has to wait behind a layout change."""
-    if inode.is_dir:
-        raise IsDirectory("only regular files have blocks to pin")
+        writable: bool, readable: bool = True) -> Pin:  # fmt: skip
+    """Pin a range of a file for an owner, or register it on demand. `writable`, `readable`: its descriptor is. Errors as
+    abi.IOC_PIN says, and LayoutBusy when it has to wait behind a layout change."""
     if not inode.is_file:
-        raise BadArgument("only regular files have blocks to pin")
+        raise (IsDirectory if inode.is_dir else BadArgument)("only regular files have blocks to pin")
     _check_flags(flags)
     size = vol.block_size
     if length == 0 or offset % size or length % size:
         raise BadArgument(f"offset and length of a pin are multiples of {size}, and the length is not 0")
     write = bool(flags & abi.FOLL_WRITE)
+    if not readable:
+        raise AccessDenied("a pin needs a descriptor that is open for reading, as mmap(2) does")
     if write and not writable:
         raise AccessDenied("a write pin needs a descriptor that is open for writing")
-    if offset + length > inode.size + -inode.size % size:
-        raise NoSuchAddress("the range goes beyond the end of file")
     first, count = offset // size, length // size
+    if first + count > -(-inode.size // size):
+        raise NoSuchAddress("the range goes beyond the end of file")
     _check_longterm(vol, inode, first, count, flags, owner)
     if vol.leaving:  # the live reference of the 2021 thread
         raise NoDevice("the device is being removed: no new pins")
     _check_limits(vol, owner, holder, count)
-    check_hold(vol, inode.ino, first, count, owner, holder, nowait=bool(flags & abi.PIN_NOWAIT))
-    if write and not vol.readonly:
-        fileops.materialise(vol, now, inode, first, count)
-    elif write:
+    if vol.breaks:
+        check_hold(vol, inode.ino, first, count, owner, holder, nowait=bool(flags & abi.PIN_NOWAIT))
+    if write and vol.readonly:
         raise ReadOnly("the volume is mounted read-only")
-    elif not inode.map.written(first, count):
-        raise BadAddress("the range has a hole, and a read pin cannot fill it")
-    runs = _joined([(physical, n) for _, physical, n, _ in inode.map.overlaps(first, count)])
-    vol.poison.refuse_runs(runs)
-    _check_pieces(vol, holder, len(runs))
+    if not inode.map.written(first, count):
+        if not write:
+            raise BadAddress("the range has a hole, and a read pin cannot fill it")
+        fileops.materialise(vol, now, inode, first, count)
+    runs = inode.map.runs(first, count)
+    if vol.poison:
+        vol.poison.refuse_runs(runs)
+    _check_pieces(vol, now, holder, len(runs))
     flags &= ~abi.PIN_NOWAIT
-    on_demand = bool(flags & abi.PIN_ON_DEMAND)
-    taken = Pin(vol.pins.next_id(), owner, inode, inode.ino, offset, length, flags, runs, holder, now, on_demand)
+    taken = Pin(vol.pins.next_id(), owner, inode, inode.ino, offset, length, flags, runs, count, holder, now,
+                bool(flags & abi.PIN_ON_DEMAND))  # fmt: skip
     if not vol.readonly and not flags & abi.FOLL_GET:
         taken.entries = vol.ledger.insert(now, taken.id, runs, holder.pid, flags, holder.started, inode.ino)
     vol.pins.insert(taken)
     return taken
 
 
+@cache  # of flags that are right: there are few of them
 def _check_flags(flags: int) -> None:
     """The kernel's rules (is_valid_gup_args in mm/gup.c), and ours for registrations on demand."""
     if flags & ~abi.PIN_FLAGS:
@@ -111,22 +117,13 @@ def _check_limits(vol: Volume, owner: int, holder: Holder, count: int) -> None:
         raise NoMemory(f"the process would have more than {limit} blocks pinned or busy (pins_max)")
 
 
-def _check_pieces(vol: Volume, holder: Holder, runs: int) -> None:
+def _check_pieces(vol: Volume, now: int, holder: Holder, runs: int) -> None:
     """Nobody shall fill the daemon's memory with pins, be it with many or with one of many runs."""
     pieces = PIECES_PER_PIN + runs
-    if vol.pins.charged(holder)[1] + pieces > PIECES_PER_PROCESS_MAX or vol.pins.pieces + pieces > PIECES_MAX:
-        raise NoMemory("the process, or all of them together, would have too many pins or pinned extents")
-
-
-def _joined(runs: list[Run]) -> list[Run]:
-    """Neighbours on the image as one run."""
-    out: list[Run] = []
-    for start, count in runs:
-        if out and out[-1][0] + out[-1][1] == start:
-            out[-1] = (out[-1][0], out[-1][1] + count)
-        else:
-            out.append((start, count))
-    return out
+    while vol.pins.charged(holder)[1] + pieces > PIECES_PER_PROCESS_MAX or vol.pins.pieces + pieces > PIECES_MAX:
+        if not vol.pins.leaving:
+            raise NoMemory("the process, or all of them together, would have too many pins or pinned extents")
+        vol.free_unpinned(now, LEAVE_AT_ONCE)  # released before, so it must not count
 
 
 def unpin(vol: Volume, now: int, owner: int, pin_id: int, *, dirty: bool = False) -> None:
@@ -160,9 +157,9 @@ def take_lease(vol: Volume, inode: Inode, offset: int, length: int, owner: int) 
     vol.leases.take(owner, inode.ino, offset // size, length // size if length else ALL)
 
 
-def release_lease(vol: Volume, inode: Inode, owner: int) -> None:
-    """Give back all leases of an owner on a file. NoEntry if there are none."""
-    if not vol.leases.release(owner, inode.ino):
+def release_lease(vol: Volume, owner: int) -> None:
+    """Give back all leases of an owner. NoEntry if there are none."""
+    if not vol.leases.release(owner):
         raise NoEntry("this open file has no lease")
     vol.pins.generation += 1
 
@@ -173,11 +170,11 @@ def release_some(vol: Volume, owner: int, most: int) -> int:
     return vol.pins.owned(owner)
 
 
-def release_owner(vol: Volume, owner: int, inode: Inode | None = None) -> int:
-    """The owner's last close: its pins, its leases (of `inode`, its file) and events go. How many pins there were."""
+def release_owner(vol: Volume, owner: int) -> int:
+    """The owner's last close: its pins, leases and events go. How many pins there were."""
     pins = vol.pins.of_owner(owner)
     _release(vol, pins)
-    if inode is not None and vol.leases.release(owner, inode.ino):
+    if vol.leases.release(owner):
         vol.pins.generation += 1
     vol.events.drop(owner)
     return len(pins)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from crc32c import crc32c
@@ -54,6 +55,7 @@ class Table:
         self.title = title
         self.fields = [Field(*f) for f in fields]
         self.struct = struct.Struct("<" + "".join(f.code for f in self.fields))
+        self._behind_crc = struct.Struct("<" + "".join(f.code for f in self.fields[2:]))
         self.size = size
         if self.struct.size != size:
             raise TypeError(f"layout of {title}: {self.struct.size} bytes, not {size}")
@@ -70,12 +72,24 @@ class Table:
     def pack(self, **values: int | bytes) -> bytes:
         return self.struct.pack(*(values[n] for n in self.names))
 
+    def sealed(self, magic: int, *values: int | bytes) -> bytes:
+        """A record that begins with magic and CRC; `values` are the fields behind those."""
+        rest = self._behind_crc.pack(*values)
+        return _HEAD.pack(magic, crc32c(rest, _crc_of_magic(magic))) + rest
+
+
+_HEAD = struct.Struct("<II")  # magic, CRC
+
+
+@cache
+def _crc_of_magic(magic: int) -> int:
+    return crc32c(magic.to_bytes(4, "little"))
+
 
 def seal(record: bytes | bytearray, crc_at: int = 4, end: int | None = None) -> bytes:
     """The record with the CRC32C of all its other bytes (up to `end`) at `crc_at`."""
-    out = bytearray(record)
-    struct.pack_into("<I", out, crc_at, checksum(out, crc_at, end))
-    return bytes(out)
+    crc = crc32c(record[crc_at + 4 : end], crc32c(record[:crc_at]))
+    return b"".join((record[:crc_at], crc.to_bytes(4, "little"), record[crc_at + 4 :]))
 
 
 def checksum(record: bytes | bytearray | memoryview, crc_at: int = 4, end: int | None = None) -> int:

@@ -5,11 +5,13 @@ stored before the pin is granted and voided by one 8-byte store when it goes, so
 fails its CRC and belongs to a pin that nobody was granted. Busy runs need no entries of their own: whatever a ledger entry
 covers and no file owns is busy. Entries of another boot of the host are void: no process is left that could hold anything.
 
-The ledger is a chain of blocks that grows by transactions; the first one is made by mkfs.
+The ledger is a chain of blocks that grows by transactions; the first one is made by mkfs, and a mount gives back the last
+ones if they are empty.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,6 +89,22 @@ class Ledger:
             self._volume.journal.commit([(block * size, block_header(block, boot_id, following))])
         self._stale.clear()
 
+    def trim(self, now: int) -> None:
+        """Give back the blocks at the end of the chain that have no entry in use: very many pins have made it long."""
+        volume, size = self._volume, self._volume.block_size
+        void = Counter(at // size for at in self._free)
+        keep = len(self.blocks)
+        while keep > 1 and void[self.blocks[keep - 1]] == size // _ENTRY - 1:
+            keep -= 1
+        if keep == len(self.blocks):
+            return
+        last, ended = self.blocks[keep - 1], set(self.blocks[keep:])
+        with volume.transaction(now) as txn:
+            txn.write(last * size, block_header(last, volume.sb["boot_id"]))
+            txn.free([(block, 1) for block in ended])
+        self.blocks = self.blocks[:keep]
+        self._free = [at for at in self._free if at // size not in ended]
+
     def _entries(self, block: int) -> list[Entry]:
         view, size, found = self._volume.pmem.view, self._volume.block_size, []
         for at in range(block * size + _ENTRY, (block + 1) * size, _ENTRY):
@@ -106,11 +124,10 @@ class Ledger:
         """Durable entries for the runs of a pin; their addresses. NoSpace if the ledger cannot grow."""
         while len(self._free) < len(runs):
             self._grow(now)
-        pmem, addresses = self._volume.pmem, []
+        pmem, seal, addresses = self._volume.pmem, LEDGER_ENTRY.sealed, []
         for start, count in runs:
             at = self._free.pop()
-            record = LEDGER_ENTRY.struct.pack(layout.LEDGER_ENTRY_MAGIC, 0, at, pin, start, count, pid, flags, started, ino)
-            pmem.store(at, layout.seal(record))
+            pmem.store(at, seal(layout.LEDGER_ENTRY_MAGIC, at, pin, start, count, pid, flags, started, ino))
             pmem.flush(at, _ENTRY)
             addresses.append(at)
         pmem.fence()

@@ -52,8 +52,8 @@ class Settings:
 
     policy: str = DEFAULT
     longterm: str = "allow"  # FOLL_LONGTERM: allow, deny (EOPNOTSUPP, as Linux on DAX), or want a layout lease first
-    # Policy `wait`: then EBUSY. Not for ever, because the kernel keeps the file's lock in a truncate(2) that waits, an unlink
-    # of that file then the directory's lock: a holder that needs the directory before it unpins would never come to it.
+    # Policy `wait`: then EBUSY. Not for ever: the kernel keeps the file's lock in a truncate(2) that waits, and an unlink of
+    # the file then the directory's. A holder that needs the directory before it unpins would never come to it.
     wait_s: float = 60.0
     lease_break_s: float = 45.0  # policy `lease`: what holders get (as /proc/sys/fs/lease-break-time)
     lease_then: str = "fail"  # ... and then: fail or revoke

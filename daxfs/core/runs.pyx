@@ -328,12 +328,18 @@ cdef class RunMap:
 cdef class RunSet(RunMap):
     """A set of blocks of the image, as runs: free space, or busy extents."""
 
-    def add(self, uint64_t start, uint64_t count):
+    cpdef add(self, uint64_t start, uint64_t count):
         """Add a run that is not in the set. ValueError if any of it is."""
         cdef const dx_extent *e = dx_find(&self.m, start, NULL, NULL)
         if count == 0 or (e != NULL and e.logical < start + count):
             raise ValueError(f"blocks {start}+{count} are empty or in the set already")
         self._insert(start, start, count, 0)
+
+    def add_all(self, list runs):
+        """Add runs, each as `add` does."""
+        cdef uint64_t start, count
+        for start, count in runs:
+            self.add(start, count)
 
     def remove(self, uint64_t start, uint64_t count):
         """Take out whatever of a run is in the set; returns that, as runs."""

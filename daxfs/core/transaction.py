@@ -117,6 +117,8 @@ class Transaction:
         try:
             for inode in self._inodes.values():
                 inode.committed()
+            volume.owned += sum(count for _, count in self._taken)
+            volume.owned -= sum(count for _, count in [*self._freed, *self._freed_unsafe])
             if self._freed:
                 volume.release(self._freed)
             if self._freed_unsafe:

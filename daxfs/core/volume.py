@@ -33,7 +33,7 @@ from daxfs.core.leases import Lease, Leases
 from daxfs.core.ledger import Entry, Ledger
 from daxfs.core.pins import Holder, Pin, PinTable
 from daxfs.core.pmem import Pmem
-from daxfs.core.poison import Poison, outside
+from daxfs.core.poison import Poison
 from daxfs.core.policy import Operation, Outcome, Settings
 from daxfs.core.runs import RunSet
 from daxfs.core.transaction import Transaction
@@ -62,6 +62,7 @@ class Volume:
         self.journal = Journal(pmem, sb["journal_start"], sb["journal_blocks"], self.block_size)
         self.alloc = Allocator(sb["data_start"], self.blocks)
         self.ledger = Ledger(self)
+        self.owned = 0  # blocks of files and of the volume itself: counted by transactions, not made from the others
         self.pins = PinTable(self.blocks)
         self.busy_list = BusyList()
         self.poison = Poison(self.block_size)
@@ -109,6 +110,7 @@ class Volume:
             self.free_inodes = found.free_inodes
             orphans = found.orphans
         self._adopt(entries, now)
+        self.owned = self.blocks - self.free - self.busy_list.blocks
         self.root = self.inode(ROOT_INO)
         if not self.root.is_dir or self.root.nlink == 0:
             raise Corrupt("the root inode is not a directory")
@@ -121,6 +123,7 @@ class Volume:
         self.sb["boot_id"] = boot_id
         self.sb["snapshot_start"] = self.sb["snapshot_blocks"] = 0
         superblock.store(self.pmem, self.sb)
+        self.ledger.trim(now)
         for ino in orphans:
             self._reap_orphan(ino, now)
 
@@ -129,9 +132,10 @@ class Volume:
         by_pin: dict[int, Pin] = {}
         for e in entries:
             holder = Holder(e.pid, "", e.started)
-            pin = by_pin.setdefault(e.pin, Pin(e.pin, None, None, e.ino, 0, 0, e.flags, [], holder, now))
+            pin = by_pin.setdefault(e.pin, Pin(e.pin, None, None, e.ino, 0, 0, e.flags, [], 0, holder, now))
             pin.runs.append((e.start, e.count))
             pin.entries.append(e.at)
+            pin.blocks += e.count
             pin.length += e.count * self.block_size
         for pin in by_pin.values():
             self.pins.insert(pin)
@@ -326,7 +330,8 @@ class Volume:
 
     @property
     def used(self) -> int:
-        return self.blocks - self.free - self.busy
+        """Blocks of files, metadata, and retired ones. With `free` and `busy` all there are, unless some were lost."""
+        return self.owned + self.poison.retired.blocks - (self.busy - self.busy_list.blocks)
 
     def busy_runs(self) -> list[Run]:
         """All busy runs, sorted."""
@@ -335,18 +340,10 @@ class Volume:
 
     def _unlinked_runs(self) -> list[Run]:
         """Pinned runs that an unlinked file still owns because a descriptor (its holder's, say) is open."""
-        found = RunSet()
         files = (self._inodes.get(ino) for ino in self.pins.files())
-        unlinked = [inode.ino for inode in files if inode is not None and not (inode.nlink or inode.dead)]
-        for pin in (pin for ino in unlinked for pin in self.pins.of_file(ino) if pin.counted):
-            for start, count in pin.runs:
-                rest = [(start, count)]
-                for other in (self.busy_list.extents, found):
-                    rest = [piece for run in rest for piece in outside(other, run)]
-                for piece in rest:
-                    found.add(*piece)
-        runs: list[Run] = found.runs()
-        return runs
+        unlinked = [inode for inode in files if inode is not None and not (inode.nlink or inode.dead)]
+        _, pinned = self.pins.counts.split([(start, count) for inode in unlinked for _, start, count, _ in inode.map])
+        return pinned
 
     def release(self, runs: list[Run]) -> None:
         """Blocks that no file owns any more: idle ones are free, pinned ones busy."""
@@ -359,9 +356,14 @@ class Volume:
         self.alloc.give(self.poison.retire(runs))
 
     def free_unpinned(self, now: int, limit: int) -> bool:
-        """Delayed free: give back at most `limit` busy runs whose last pin went. Whether there are more."""
+        """Delayed free: go on with pins that leave, and give back busy runs whose last pin went, at most `limit` runs of
+        each. Whether there are more."""
+        idle, entries = self.pins.drop_some(limit)
+        if entries and not (self.readonly or self.closed):
+            self.ledger.void(entries)
+        self.busy_list.unpinned(idle)
         self.give(self.busy_list.clear(limit))
-        return len(self.busy_list.due) > 0
+        return self.pins.leaving or len(self.busy_list.due) > 0
 
     # -- proof --
 
@@ -388,6 +390,8 @@ class Volume:
                     raise ValueError(f"{what} run {start}+{count} is pinned")
         if unowned.blocks:
             raise ValueError(f"{unowned.blocks} blocks have no owner: {unowned.runs(0, 4)}")
+        if self.free + self.used + self.busy != self.blocks:
+            raise ValueError(f"free {self.free} + used {self.used} + busy {self.busy} are not {self.blocks} blocks")
         if sorted(found.free_inodes) != sorted(self.free_inodes):
             raise ValueError("the list of free inodes is not what media say")
 

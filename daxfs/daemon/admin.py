@@ -12,6 +12,7 @@ Rules
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -34,8 +35,9 @@ from daxfs.errors import BadArgument, Busy, FsError, NoDevice, NotPermitted
 
 log = logging.getLogger("daxfs")
 
-LISTED_MAX = 10_000  # entries of a list, and runs of all its entries together
+LISTED_MAX = 10_000  # entries of a list
 RUNS_MAX = 256  # runs that a pin is listed with
+RUNS_LISTED_MAX = 100_000  # by all pins of a list together
 _FLAGS = {"FOLL_PIN", "FOLL_GET", "FOLL_WRITE", "FOLL_LONGTERM", "PIN_ON_DEMAND"}
 _FLAG_NAMES = {getattr(abi, name): name for name in sorted(_FLAGS)}
 
@@ -43,13 +45,16 @@ Report = dict[str, Any] | list[dict[str, Any]]
 
 
 class Admin:
-    """`info` makes the facts about the volume."""
+    """`info` makes the facts about the volume, `hca` those about the simulated HCA."""
 
-    def __init__(self, service: Service, info: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, service: Service, info: Callable[[], dict[str, Any]], hca: Callable[[], dict[str, int]]
+    ) -> None:
         self.service = service
         self.removal = Removal(service)
         self._volume = service.volume
         self._info = info
+        self._hca = hca
         self._reports: dict[int, Callable[[], Awaitable[Report]]] = {
             abi.REPORT_PINS: self.pins,
             abi.REPORT_BUSY: self.busy,
@@ -88,15 +93,19 @@ class Admin:
                 answer = await work()
             except FsError as e:
                 answer, code = b"", e.errno
+            except Exception:
+                request.error(errno.EIO)
+                raise
             else:
                 code = 0
-            if request.answered:  # the device went meanwhile
-                return
+            finally:
+                self.removal.spared.discard(request)
             if code:
                 request.error(code)
             else:
                 request.reply(answer)
 
+        self.removal.spared.add(request)
         self.service.start(task)
 
     def act(self, file: OpenFile, argument: bytes, request: Request) -> None:
@@ -123,11 +132,13 @@ class Admin:
 
     async def _described(self, pins: list[Pin]) -> list[dict[str, Any]]:
         found = await self._holders(pins)
-        entries, turns, at = [], Turns(), now()
+        entries, turns, at, room = [], Turns(), now(), RUNS_LISTED_MAX
         for pin in pins:
             await turns.pause()
             self._live()
-            entries.append(self._describe(pin, found.get(pin.owner or 0, []), at))
+            runs = pin.runs[: min(room, RUNS_MAX)]
+            room -= len(runs)
+            entries.append(self._describe(pin, found.get(pin.owner or 0, []), at, runs))
         return entries
 
     async def _holders(self, pins: Iterable[Pin]) -> dict[int, list[Holder]]:
@@ -144,7 +155,7 @@ class Admin:
             holders.of_descriptions, list(wanted.values()), service.device, service.mount_id
         )
 
-    def _describe(self, pin: Pin, found: list[Holder], at: int) -> dict[str, Any]:
+    def _describe(self, pin: Pin, found: list[Holder], at: int, runs: list[Run]) -> dict[str, Any]:
         taker = pin.holder
         if not found and holders.alive(taker):
             found = [holders.of(taker.pid)]
@@ -165,7 +176,7 @@ class Admin:
             "age_s": round(max(0, at - pin.taken) / 1e9, 3),
             "blocks": pin.blocks,
             "withheld": self._withheld(pin) * self._volume.block_size,
-            "runs": [list(run) for run in pin.runs[:RUNS_MAX]],
+            "runs": [list(run) for run in runs],
         }
 
     def _withheld(self, pin: Pin) -> int:
@@ -182,15 +193,19 @@ class Admin:
     async def busy(self) -> list[dict[str, Any]]:
         """Busy extents, each with the pins that keep it and where it came from; neighbours with other pins are extents of
         their own."""
-        keepers, turns = [], Turns()
+        keepers, entries, turns, room = [], [], Turns(), RUNS_LISTED_MAX
         for pin in list(self._live().pins.all()):
             if self._withheld(pin):
                 keepers.append(pin)
+                room -= len(pin.runs)
+            if room <= 0 or len(keepers) == LISTED_MAX:
+                break
             await turns.pause()
-        keepers = keepers[:LISTED_MAX]
         described = {entry["id"]: entry for entry in await self._described(keepers)}
-        pieces = islice(_pieces(self._live().busy_runs(), keepers), LISTED_MAX)
-        return [self._busy_entry(*piece, described) for piece in pieces]
+        for piece in islice(_pieces(self._live().busy_runs(), keepers), LISTED_MAX):
+            entries.append(self._busy_entry(*piece, described))
+            await turns.pause()
+        return entries
 
     def _busy_entry(self, start: int, count: int, ids: list[int], described: dict[int, dict[str, Any]]) -> dict[str, Any]:
         pins = [described[pin_id] for pin_id in ids]
@@ -221,6 +236,8 @@ class Admin:
             "poisoned": volume.poison.blocks.blocks,
             "retired": volume.poison.retired.blocks,
             "generation": volume.busy_list.generation,
+            "leases": len(volume.leases),
+            "hca": self._hca(),
         }
 
     async def device(self) -> dict[str, Any]:
@@ -287,7 +304,7 @@ class Admin:
     async def _gone(self, pins: list[Pin]) -> list[Pin]:
         """The survivors among these whose holders have ended."""
         volume = self._volume
-        gone = await trio.to_thread.run_sync(survivors.gone, pins, volume.pmem.file_id, volume.block_size) if pins else []
+        gone = await trio.to_thread.run_sync(survivors.gone, pins, volume.pmem.address, volume.block_size) if pins else []
         self._live()
         return gone
 

@@ -13,6 +13,7 @@ import os
 import select
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from daxfs import __version__, abi
@@ -26,6 +27,8 @@ from daxfs.daemon.session import Request
 from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, TryAgain
 
 _ROOM = abi.PAGE_BYTES - abi.PAGE.size  # bytes of records in a page
+_ARGUMENT_AT = protocol.IOCTL_IN.size
+_DONE = protocol.IOCTL_OUT.pack(0, 0)
 _WITHOUT_DEVICE = {abi.IOC_REPORT, abi.IOC_ADMIN, abi.IOC_NEXT_EVENT, abi.IOC_UNPIN}
 
 
@@ -33,7 +36,8 @@ class Control:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._volume = service.volume
-        self.admin = Admin(service, self.info)
+        self._hca = Hca(service)
+        self.admin = Admin(service, self.info, self._hca.counters)
         self._known = holders.Known()
         self._calls: dict[int, Callable[[OpenFile, bytes, Request], bytes | None]] = {
             abi.IOC_PIN: self._pin,
@@ -48,7 +52,7 @@ class Control:
             abi.IOC_REPORT: self._report,
             abi.IOC_LABEL: self._label,
             abi.IOC_ADMIN: self.admin.act,
-            abi.IOC_HCA: Hca(service).call,
+            abi.IOC_HCA: self._hca.call,
         }
 
     def ioctl(self, request: Request) -> None:
@@ -56,14 +60,14 @@ class Control:
         call = self._calls.get(number)
         if call is None:
             raise FsError("not an ioctl of daxfs", errno.ENOTTY)
-        argument = bytes(request.body[protocol.IOCTL_IN.size :][:in_size])
-        if len(argument) != abi.ioc_size(number):
+        if in_size != number >> 16 & abi.IOC_SIZE_MAX:
             raise BadArgument("the ioctl carries another size than its number says")
         if self.service.gone and number not in _WITHOUT_DEVICE:
             raise NoDevice("the device is removed")
+        argument = bytes(request.body[_ARGUMENT_AT : _ARGUMENT_AT + in_size])
         answer = call(self.service.file(fh), argument, request)
         if answer is not None:  # else it comes later
-            request.reply_parts([protocol.IOCTL_OUT.pack(0, 0), answer])
+            request.reply(_DONE + answer)
 
     # -- pins --
 
@@ -71,13 +75,15 @@ class Control:
         offset, length, flags, zero, *_ = abi.PIN.unpack(argument)
         if zero:
             raise BadArgument("the reserved field of a pin must be 0")
-        holder = self._known.of(request.pid)
-        blocks = file.inode.map.blocks
+        inode, mapped, at = file.inode, file.inode.map, now()
+        blocks = mapped.blocks
+        holder = self._known.of(request.pid, at)
         pin = holding.pin(
-            self._volume, now(), file.inode, offset, length, flags, file.fh, holder, writable=file.writable
-        )
-        if file.inode.map.blocks != blocks:  # a write pin has filled holes
-            self.service.stale(file.inode)
+            self._volume, at, inode, offset, length, flags, file.fh, holder,
+            writable=file.writable, readable=file.readable,
+        )  # fmt: skip
+        if mapped.blocks != blocks:  # a write pin has filled holes
+            self.service.stale(inode)
         return abi.PIN.pack(offset, length, flags, 0, pin.id, len(pin.runs), pin.blocks)
 
     def _unpin(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
@@ -112,7 +118,7 @@ class Control:
         if op == abi.LEASE_TAKE:
             holding.take_lease(self._volume, file.inode, offset, length, file.fh)
         else:
-            holding.release_lease(self._volume, file.inode, file.fh)
+            holding.release_lease(self._volume, file.fh)
             self.service.moved(file.inode.ino)
         return argument
 
@@ -153,7 +159,7 @@ class Control:
         fh, kh, flags, _ = protocol.POLL_IN.unpack_from(request.body)
         volume = self._volume
         ready = select.POLLOUT | select.POLLWRNORM
-        holder = volume.pins.owned(fh) or volume.leases.of_owner(fh)
+        holder = volume.pins.owned(fh) or volume.leases.has_owner(fh)
         if volume.events.waiting(fh):
             ready |= select.POLLIN | select.POLLRDNORM | select.POLLPRI
         elif not holder:
@@ -183,14 +189,15 @@ class Control:
         if first == 0 and key != abi.REPORT_INFO:
 
             async def made() -> bytes:
-                file.report = await self.admin.text(key)
-                return protocol.IOCTL_OUT.pack(0, 0) + _text_page(key, 0, file.report)
+                text = await self.admin.text(key)
+                self.service.reports.keep(self.service.file(file.fh).fh, text)
+                return _DONE + _text_page(key, 0, text)
 
             self.admin.later(request, made)
             return None
         if first == 0:
-            file.report = json.dumps(self.info()).encode()
-        return _text_page(key, first, file.report)
+            self.service.reports.keep(file.fh, json.dumps(self.info()).encode())
+        return _text_page(key, first, self.service.reports.text(file.fh))
 
     def info(self) -> dict[str, Any]:
         volume = self._volume
@@ -206,6 +213,7 @@ class Control:
             "busy": volume.busy,
             "pinned": volume.pinned,
             "policy": volume.policy,
+            "settings": asdict(volume.settings),
             "dirty_shutdowns": volume.sb["dirty_shutdowns"],
             "pid": os.getpid(),
             "readonly": volume.readonly,

@@ -27,6 +27,7 @@ from daxfs.daemon import mountpoint
 
 _KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "s390x": 343, "ppc64le": 354}.get(platform.machine(), -1)
 _KCMP_FILE = 0
+_SURE_NS = 50_000_000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,44 +48,54 @@ class _Descriptor:
     mode: int
 
 
+@dataclass(slots=True)
+class _Watched:
+    holder: Holder
+    pidfd: int
+    poller: select.poll  # readable: it has ended
+    seen: int  # alive, ns
+
+
 class Known:
-    """The records of processes that pin: /proc is read once for each, as long as it lives (which its pidfd tells)."""
+    """The records of processes that pin: /proc is read once for each, as long as it lives (which its pidfd tells). A process
+    that lived `_SURE_NS` ago needs no look: the kernel goes through all other numbers before it uses one again."""
 
     def __init__(self, most: int = 256) -> None:
         self._most = most
-        self._kept: dict[int, tuple[int, Holder]] = {}
+        self._kept: dict[int, _Watched] = {}
 
-    def of(self, task: int) -> Holder:
-        pidfd, holder = self._kept.get(task, (-1, None))
-        if holder is not None and not _ended(pidfd):
-            return holder
+    def of(self, task: int, now: int) -> Holder:
+        """The process of a task that calls; `now` in ns."""
+        kept = self._kept.get(task)
+        if kept is not None:
+            if 0 <= now - kept.seen < _SURE_NS:
+                return kept.holder
+            if not kept.poller.poll(0):
+                kept.seen = now
+                return kept.holder
         self._forget(task)
         holder = of(task)
         if holder.pid == task:
-            self._keep(holder)
+            self._keep(holder, now)
         return holder
 
-    def _keep(self, holder: Holder) -> None:
+    def _keep(self, holder: Holder, now: int) -> None:
         try:
             pidfd = os.pidfd_open(holder.pid)
         except OSError:
             return
         if len(self._kept) >= self._most:
             self._forget(next(iter(self._kept)))
-        self._kept[holder.pid] = pidfd, holder
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        self._kept[holder.pid] = _Watched(holder, pidfd, poller, now)
         if not alive(holder):  # it ended before, and the number is another's
             self._forget(holder.pid)
 
     def _forget(self, pid: int) -> None:
-        pidfd, _ = self._kept.pop(pid, (-1, None))
-        if pidfd >= 0:
-            os.close(pidfd)
-
-
-def _ended(pidfd: int) -> bool:
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(0))
+        kept = self._kept.pop(pid, None)
+        if kept is not None:
+            os.close(kept.pidfd)
 
 
 def of(task: int) -> Holder:

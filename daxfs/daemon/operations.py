@@ -189,7 +189,9 @@ class Operations(pyfuse3.Operations, metaclass=_Guarded):
         return attributes.listxattr(self._volume, self._inode(ino), trusted=ctx.uid == 0)
 
     async def removexattr(self, ino: InodeT, name: bytes, ctx: RequestContext) -> None:
-        attributes.removexattr(self._volume, now(), self._inode(ino), name)
+        inode = self._inode(ino)
+        attributes.removexattr(self._volume, now(), inode, name)
+        self.service.attribute_changed(inode, name)
 
 
 def _caller(ctx: RequestContext) -> Caller:

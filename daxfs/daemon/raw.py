@@ -17,12 +17,13 @@ from daxfs.core import attributes, fileops, namespace
 from daxfs.core.breaking import Breaker
 from daxfs.core.inode import Inode
 from daxfs.core.namespace import Caller
+from daxfs.core.policy import POLICY_XATTR
 from daxfs.daemon import protocol, session
 from daxfs.daemon.control import Control
 from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
 from daxfs.daemon.virtual import Virtual
-from daxfs.errors import BadArgument, Corrupt, Exists, FsError, LayoutBusy, NoSpace
+from daxfs.errors import BadArgument, Corrupt, Exists, FsError, LayoutBusy, NoSpace, NotPermitted
 
 log = logging.getLogger("daxfs")
 
@@ -139,8 +140,17 @@ class RawRequests:
         value = bytes(request.body[value_at : value_at + size])
         inode = self._inode(request.nodeid)
         kill_sgid = bool(extra & protocol.SETXATTR_ACL_KILL_SGID)
+        if name == POLICY_XATTR and value == b"unsafe":
+            self._allow_unsafe(request, inode)
         attributes.setxattr(self._volume, now(), inode, name, value, flags, kill_sgid=kill_sgid)
+        self.service.attribute_changed(inode, name)
         request.reply()
+
+    def _allow_unsafe(self, request: Request, inode: Inode) -> None:
+        """Blocks that are freed under a pin become anybody's: a user must not get at other people's bytes like that."""
+        if request.uid not in (0, os.getuid()):
+            raise NotPermitted("policy unsafe gives pinned blocks away: only for root and the user who mounted")
+        log.warning("policy unsafe for %s: files WILL be corrupted by its holders", self.service.path(inode))
 
     # -- names and opening --
 

@@ -41,6 +41,7 @@ class Removal:
         self._service = service
         self._volume = service.volume
         self._end = float("inf")
+        self.spared: set[Request] = set()  # calls that are being answered, with or without the device: reports, admin's
         self._root: dict[int, bytes] = {}  # what GETATTR and STATX of the root answer when the image is closed
 
     @property
@@ -106,6 +107,8 @@ class Removal:
         }
         service.gone = True
         for request in session.waiting():
+            if request in self.spared:
+                continue
             stop = request.on_interrupt
             request.error(errno.ENODEV)
             if stop is not None:

@@ -15,21 +15,22 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from daxfs.core import fileops, holding, namespace
 from daxfs.core.inode import Inode
 from daxfs.core.layout import ROOT_INO
+from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Volume
 from daxfs.daemon import session
 from daxfs.daemon.waiting import Waiting
-from daxfs.errors import BadDescriptor, FsError
+from daxfs.errors import BadDescriptor, BadHandle, FsError
 
 log = logging.getLogger("daxfs")
 
-RELEASE_BATCH = 512  # pins that are released between two looks at the mount
+RELEASE_BATCH = 64  # pins that are released between two looks at the mount
 FREE_BATCH = 64  # runs that the delayed free gives back between two looks at the mount
 WORK_S = 0.005  # how long one handler may go on before others get their turn
 
@@ -58,11 +59,39 @@ class OpenFile:
     flags: int  # of open(2)
     fh: int = 0
     task: int = 0  # the thread that opened it
-    report: bytes = b""  # text of the report that is being read through it
+    readable: bool = field(init=False)
+    writable: bool = field(init=False)
 
-    @property
-    def writable(self) -> bool:
-        return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+    def __post_init__(self) -> None:
+        self.readable = self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+        self.writable = self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+
+
+class Reports:
+    """Texts of reports that are being read, by handle: a text stays the same from its first page to its last. Together they
+    are bounded, so that nobody fills the daemon's memory with reports that he does not read: the oldest goes first."""
+
+    BYTES_MAX = 64 << 20
+
+    def __init__(self) -> None:
+        self._texts: dict[int, bytes] = {}
+        self.bytes = 0
+
+    def keep(self, fh: int, text: bytes) -> None:
+        self.drop(fh)
+        self._texts[fh] = text
+        self.bytes += len(text)
+        while self.bytes > self.BYTES_MAX and len(self._texts) > 1:
+            self.drop(next(iter(self._texts)))
+
+    def text(self, fh: int) -> bytes:
+        """BadHandle (ESTALE) if it had to go."""
+        if fh not in self._texts:
+            raise BadHandle("the report was dropped, as too many are being read: open it again")
+        return self._texts[fh]
+
+    def drop(self, fh: int) -> None:
+        self.bytes -= len(self._texts.pop(fh, b""))
 
 
 class Service:
@@ -74,6 +103,7 @@ class Service:
         self.opened: dict[int, dict[int, OpenFile]] = {}  # regular files by inode and handle
         self.unpinned = trio.Event()  # the delayed free has work
         self.waiting = Waiting(volume, self.start)
+        self.reports = Reports()
         self.pollers: dict[int, set[int]] = {}  # handle -> what the kernel wants to hear when an event comes
         volume.events.on_event = self.wake_pollers
         self.on_release: Callable[[int], None] = lambda fh: None  # the HCA's, called before the pins of a description go
@@ -170,10 +200,9 @@ class Service:
     async def _release_slowly(self, fh: int) -> None:
         """One with very many pins, so that the others get their turn. The handle is not given to anybody meanwhile."""
         self.on_release(fh)
-        turns = Turns()
         while not self.gone and holding.release_some(self.volume, fh, RELEASE_BATCH):
             self.moved(self.file(fh).inode.ino)
-            await turns.pause()
+            await trio.lowlevel.checkpoint()
         self._end(fh)
 
     def _end(self, fh: int) -> None:
@@ -188,11 +217,12 @@ class Service:
         self.on_release(fh)
         session.detach(fh)
         self.pollers.pop(fh, None)
+        self.reports.drop(fh)
         if same := self.opened.get(file.inode.ino):
             same.pop(fh, None)
             if not same:
                 del self.opened[file.inode.ino]
-        holding.release_owner(self.volume, fh, file.inode)
+        holding.release_owner(self.volume, fh)
         self.moved(file.inode.ino)
         return file.inode
 
@@ -208,6 +238,10 @@ class Service:
     def accessed(self, inode: Inode) -> None:
         if not (self.volume.readonly or self.volume.failed):
             fileops.note_access(inode, now())
+
+    def attribute_changed(self, inode: Inode, name: bytes) -> None:
+        if name == POLICY_XATTR:
+            self.waiting.rules_changed(inode.ino)
 
     def stale(self, inode: Inode) -> None:
         """Attributes have changed behind the kernel's back."""
@@ -243,7 +277,7 @@ class Service:
     def moved(self, ino: int) -> None:
         """A pin, lease or registration of a file has gone: waiters look again, and what it kept can be freed."""
         self.waiting.moved(ino)
-        if len(self.volume.busy_list.due):
+        if self.volume.pins.leaving or len(self.volume.busy_list.due):
             self.unpinned.set()
 
     async def _free_worker(self) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import trio
 
@@ -30,7 +31,7 @@ async def reap_worker(service: Service) -> None:
     if left:
         log.info("%d pins of an earlier daemon are kept until their holders are gone", len(left))
     while left := volume.pins.survivors():
-        ended = await trio.to_thread.run_sync(gone, left, volume.pmem.file_id, volume.block_size)
+        ended = await trio.to_thread.run_sync(gone, left, volume.pmem.address, volume.block_size)
         if service.gone:
             return
         for pin in filter(volume.pins.has, ended):
@@ -40,8 +41,12 @@ async def reap_worker(service: Service) -> None:
         await trio.sleep(LOOK_S)
 
 
-def gone(pins: Iterable[Pin], image: tuple[int, int], block_size: int) -> list[Pin]:
-    """Those of the pins whose holders have ended. It reads /proc: for a thread."""
+def gone(pins: Iterable[Pin], address: int, block_size: int) -> list[Pin]:
+    """Those of the pins whose holders have ended. `address`: where this process maps the image, since /proc may name its
+    device in another way than stat(2) (btrfs). It reads /proc: for a thread."""
+    image = next((line.file for line in _maps(os.getpid()) if line.start <= address < line.end), None)
+    if image is None:
+        raise RuntimeError("the daemon does not find its own mapping of the image in /proc")
     pids = [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
     mapped: list[tuple[int, int]] = []
     open_files: set[int] = set()
@@ -66,17 +71,26 @@ def _there(
     return any(lo < end and start < hi for lo, hi in mapped for start, end in ranges)
 
 
-def _mapped(pid: int, image: tuple[int, int]) -> list[tuple[int, int]]:
-    """The byte ranges of the image (device, inode) that a process maps."""
-    found = []
+class _Line(NamedTuple):
+    """A mapping of a file: addresses, the offset in the file, and which file (device, inode)."""
+
+    start: int
+    end: int
+    offset: int
+    file: tuple[bytes, int]
+
+
+def _maps(pid: int) -> Iterator[_Line]:
     with open(f"/proc/{pid}/maps", "rb") as maps:
         for line in maps:
             place, _, offset, device, ino = line.split(None, 5)[:5]
-            major, minor = (int(part, 16) for part in device.split(b":"))
-            if (os.makedev(major, minor), int(ino)) == image:
-                start, end = (int(part, 16) for part in place.split(b"-"))
-                found.append((int(offset, 16), int(offset, 16) + end - start))
-    return found
+            start, end = (int(part, 16) for part in place.split(b"-"))
+            yield _Line(start, end, int(offset, 16), (device, int(ino)))
+
+
+def _mapped(pid: int, image: tuple[bytes, int]) -> list[tuple[int, int]]:
+    """The byte ranges of the image that a process maps."""
+    return [(line.offset, line.offset + line.end - line.start) for line in _maps(pid) if line.file == image]
 
 
 def _open_on_dead_mounts(pid: int) -> set[int]:

@@ -66,9 +66,8 @@ class _Node:
     ctime = btime = mtime
 
 
-@dataclass(eq=False, slots=True)
 class _Opened:
-    text: bytes
+    """What an open file or directory here is to the session; its text is among the service's reports."""
 
 
 def owns(ino: Any) -> bool:
@@ -86,6 +85,7 @@ def refuses(arguments: tuple[Any, ...]) -> bool:
 class Virtual:
     def __init__(self, admin: Admin, block_size: int) -> None:
         self._admin = admin
+        self._texts = admin.service.reports
         self._block_size = block_size
         self._since = now()
 
@@ -117,7 +117,7 @@ class Virtual:
         elif code == protocol.STATX:
             request.reply(protocol.statx_out(self._node(ino), self._block_size))
         elif code == protocol.OPENDIR:
-            request.reply(protocol.OPEN_OUT.pack(session.attach(keep=_Opened(b"")), 0))
+            request.reply(protocol.OPEN_OUT.pack(session.attach(keep=_Opened()), 0))
         elif code == protocol.OPEN and ino in _REPORTS:
             self._open(request)
         elif code == protocol.READ:
@@ -125,7 +125,9 @@ class Virtual:
         elif code in (protocol.READDIR, protocol.READDIRPLUS):
             self._list(request, plus=code == protocol.READDIRPLUS)
         elif code in (protocol.RELEASE, protocol.RELEASEDIR):
-            session.detach(*protocol.RELEASE_IN.unpack_from(request.body))
+            (fh,) = protocol.RELEASE_IN.unpack_from(request.body)
+            session.detach(fh)
+            self._texts.drop(fh)
             request.reply()
         elif code == protocol.POLL:
             *_, events = protocol.POLL_IN.unpack_from(request.body)
@@ -159,15 +161,15 @@ class Virtual:
 
         async def opened() -> bytes:
             text = await self._admin.text(report)
-            return protocol.OPEN_OUT.pack(session.attach(keep=_Opened(text)), protocol.FOPEN_DIRECT_IO)
+            fh = session.attach(keep=_Opened())
+            self._texts.keep(fh, text)
+            return protocol.OPEN_OUT.pack(fh, protocol.FOPEN_DIRECT_IO)
 
         self._admin.later(request, opened)
 
     def _read(self, request: Request) -> None:
         fh, offset, size = protocol.READ_IN.unpack_from(request.body)
-        opened = session.keeper(fh)
-        assert isinstance(opened, _Opened)
-        request.reply(opened.text[offset : offset + size])
+        request.reply(self._texts.text(fh)[offset : offset + size])
 
     def _list(self, request: Request, *, plus: bool) -> None:
         _, position, size = protocol.READ_IN.unpack_from(request.body)

@@ -3,7 +3,8 @@
 
 Rules
 - Nothing is held while waiting: no lock, no transaction, no pyfuse3 worker; each waiter is a task of the daemon's nursery.
-- A handler that raised LayoutBusy has changed nothing, so it can be run again as often as it takes.
+- A handler that raised LayoutBusy has changed nothing, so it can be run again as often as it takes; but not as long as the
+  pin that it named still stands in the way: a look may be long where a file has very many pins.
 - A wait ends with the handler's own answer, with EINTR when the caller is interrupted or killed (nothing changed), or by its
   time limit, after which the handler is told that this kind of wait is overdue and decides.
 - While a layout change waits it is in `volume.breaks`, so that new pins of its range wait behind it.
@@ -39,6 +40,7 @@ class Waiting:
         self._start = start
         self._lots: dict[int, trio.lowlevel.ParkingLot] = {}
         self._overdue: dict[int, set[str]] = {}
+        self._rules = 0  # moves when waiters shall look again, whoever stands in the way
 
     def __len__(self) -> int:
         return len(self._overdue)
@@ -52,6 +54,11 @@ class Waiting:
         lot = self._lots.get(ino)
         if lot:
             lot.unpark_all()
+
+    def rules_changed(self, ino: int) -> None:
+        """Another policy applies to calls on this inode."""
+        self._rules += 1
+        self.moved(ino)
 
     def freed(self) -> None:
         """There may be space again."""
@@ -79,9 +86,13 @@ class Waiting:
                 while busy := self._attempt(request, handler):  # and no checkpoint until it is parked
                     if busy.kind in _CHANGES:
                         announced.add(busy.ino)
-                    started = since.setdefault(busy.kind, time.monotonic())
+                    started, rules = since.setdefault(busy.kind, time.monotonic()), self._rules
+                    end = started + self._limit(busy.kind)
                     with self._announced(busy):
-                        if not await self._moved_before(busy, started + self._limit(busy.kind)):
+                        while moved := await self._moved_before(busy, end):
+                            if rules != self._rules or not self._volume.pins.stands(busy.pin):
+                                break
+                        if not moved:
                             self._overdue[request.unique].add(busy.kind)
         except FsError as e:
             request.error(e.errno)
@@ -101,7 +112,7 @@ class Waiting:
         except NoSpace:
             if not self.wants_space(request):
                 raise
-            return LayoutBusy("space", [], _SPACE)
+            return LayoutBusy("space", 0, _SPACE)
         return None
 
     async def _moved_before(self, busy: LayoutBusy, end: float) -> bool:
@@ -129,7 +140,7 @@ class Waiting:
         if busy.kind not in _CHANGES:
             yield
             return
-        waiting = Break(busy.first, busy.count, busy.pins)
+        waiting = Break(busy.first, busy.count)
         breaks = self._volume.breaks.setdefault(busy.ino, [])
         breaks.append(waiting)
         try:

@@ -49,9 +49,9 @@
 
 /*
  * PIN: in: offset, length (bytes, block aligned), flags. out: id, how many runs, how many blocks. PIN_RUNS has the runs.
- * Errors: EINVAL (misaligned, empty, flags), EACCES (write pin of a read-only descriptor), ENXIO (beyond the end of file),
- * EFAULT (read pin of a hole), EIO (poisoned blocks), ENODEV (the device is being removed),
- * EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full).
+ * Errors: EINVAL (misaligned, empty, flags), EACCES (the descriptor is not open for reading, or for a write pin not for
+ * writing), ENXIO (beyond the end of file), EFAULT (read pin of a hole), EIO (poisoned blocks), ENODEV (the device is being
+ * removed), EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full).
  */
 struct daxfs_pin {
 	uint64_t offset;
@@ -144,7 +144,8 @@ DAXFS_SIZE(daxfs_page_state_page, DAXFS_PAGE_BYTES);
 #define DAXFS_IOC_PAGES _IOC(_IOC_READ | _IOC_WRITE, DAXFS_IOC_TYPE, 12, DAXFS_PAGE_BYTES)
 
 /*
- * LEASE: a layout lease of the description. in: offset, length (bytes; length 0: the whole file), op. Errors: EINVAL, EISDIR.
+ * LEASE: a layout lease of the description. in: offset, length (bytes; length 0: the whole file), op. Errors: EINVAL, ENOMEM
+ * (limit).
  */
 struct daxfs_lease {
 	uint64_t offset;
@@ -250,6 +251,7 @@ DAXFS_SIZE(daxfs_label, 64);
 /*
  * Reports of the daemon, as JSON (UTF-8): `first` is a byte offset into the text, the records are bytes, `total` its length.
  * Which report: `key`. A client reads until it has `total` bytes; offset 0 makes a new text for this description.
+ * Errors: ESTALE (too many are being read at once, the text was dropped: start again).
  */
 #define DAXFS_IOC_REPORT _IOC(_IOC_READ | _IOC_WRITE, DAXFS_IOC_TYPE, 5, DAXFS_PAGE_BYTES)
 #define DAXFS_REPORT_INFO 1

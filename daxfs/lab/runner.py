@@ -71,18 +71,20 @@ def select(scenarios: dict[str, Scenario], names: Sequence[str]) -> list[Scenari
 
 def in_order(scenarios: Sequence[Scenario]) -> list[Scenario]:
     """Those that can share a mount one after the other."""
-    return sorted(scenarios, key=lambda s: (s.own_mount, sorted(s.options.items())))
+    return sorted(scenarios, key=lambda s: (s.own_mount, s.size, sorted(s.options.items())))
 
 
 def run(
-    scenarios: Sequence[Scenario], policies: Sequence[str] = EVERY, *, mount: str | None = None, paths: Sequence[str] = ()
+    scenarios: Sequence[Scenario], policies: Sequence[str] = EVERY, *, mount: str | None = None, paths: Sequence[str] = (),
+    full: bool = False,
 ) -> Iterator[Result]:
-    """Run them all, policy by policy. `paths`: where a person's scenario files are. FsError if there is nothing to mount."""
+    """Run them all, policy by policy. `paths`: where a person's scenario files are; `full`: every race as often as the
+    catalogue says. FsError if there is nothing to mount."""
     with Zygote(paths) as zygote, ExitStack() as stack:
         rooms = Rooms(stack, mount)
         for policy in policies:
             for scenario in in_order(scenarios):
-                yield run_one(scenario, policy, rooms, zygote)
+                yield run_one(scenario, policy, rooms, zygote, full=full)
         try:
             rooms.close()
         except Unseen as problem:
@@ -95,7 +97,7 @@ class Rooms:
     def __init__(self, stack: ExitStack, mount: str | None = None) -> None:
         self._stack = stack
         self._mounted: ExitStack | None = None
-        self._key: tuple[str, dict[str, str]] | None = None
+        self._key: tuple[str, int, dict[str, str]] | None = None
         self._place: Place | None = places.existing(mount) if mount else None
         self._somebodys = mount is not None
         stack.callback(self.throw_away)
@@ -106,15 +108,15 @@ class Rooms:
             assert self._place is not None
             if scenario.own_mount:
                 raise NotApplicable("it takes the mount down: run it without --mount")
-            missing = {k: v for k, v in scenario.options.items() if self._place.settings.get(k) != v}
+            missing = {k: v for k, v in scenario.options.items() if not _is(self._place.settings.get(k), v)}
             if missing:
                 raise NotApplicable("it needs a mount with -o " + ",".join(f"{k}={v}" for k, v in missing.items()))
             return self._place
-        key = policy, dict(scenario.options)
+        key = policy, scenario.size, dict(scenario.options)
         if self._place is None or self._key != key or scenario.own_mount:
             self.close()
             self._mounted = ExitStack()
-            self._place = self._mounted.enter_context(places.temporary(policy, scenario.options))
+            self._place = self._mounted.enter_context(places.temporary(policy, scenario.options, size=scenario.size))
             self._key = key
         return self._place
 
@@ -134,7 +136,15 @@ class Rooms:
             print(f"daxfs: the mount of the lab: {problem}", file=sys.stderr)
 
 
-def run_one(scenario: Scenario, policy: str, rooms: Rooms, zygote: Zygote) -> Result:
+def _is(has: str | None, wanted: str) -> bool:
+    """Whether an option has a value; 1 is 1.0."""
+    try:
+        return has is not None and float(has) == float(wanted)
+    except ValueError:
+        return has == wanted
+
+
+def run_one(scenario: Scenario, policy: str, rooms: Rooms, zygote: Zygote, *, full: bool = False) -> Result:
     """One cell."""
     started = time.monotonic()
     lab: Lab | None = None
@@ -155,7 +165,7 @@ def run_one(scenario: Scenario, policy: str, rooms: Rooms, zygote: Zygote) -> Re
         return result(FAIL, f"not run: the mount before it ended badly: {problem}")
     started = time.monotonic()
     try:
-        lab = Lab(place, policy, zygote, scenario.name)
+        lab = Lab(place, policy, zygote, scenario.name, full=full)
         scenario.play(lab)
         lab.finish()
         if scenario.own_mount:

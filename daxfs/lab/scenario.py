@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 from daxfs import abi, client
 from daxfs.core.policy import POLICIES
 from daxfs.lab import acts
-from daxfs.lab.place import Place
+from daxfs.lab.place import SIZE, Place
 from daxfs.lab.processes import CALL_S, Died, Pending, Process, Unseen, Zygote, errno_name, eventually
 
 P = ParamSpec("P")
@@ -54,6 +54,7 @@ class Scenario:
     sees: Mapping[str, str]
     play: Callable[[Lab], None] = field(repr=False)
     options: Mapping[str, str] = field(default_factory=dict)
+    size: int = SIZE  # bytes of the temporary volume that it needs
     own_mount: bool = False  # it unmounts, kills or removes: only on a temporary image, which nobody else uses then
 
     def check(self) -> None:
@@ -80,13 +81,13 @@ def everywhere(text: str, policies: tuple[str, ...] = EVERY) -> dict[str, str]:
 
 def story(
     name: str, title: str, *, source: str, pins: str, call: str, sees: str | Mapping[str, str],
-    options: Mapping[str, str] | None = None, own_mount: bool = False,
+    options: Mapping[str, str] | None = None, size: int = SIZE, own_mount: bool = False,
 ) -> Callable[[Callable[[Lab], None]], Scenario]:  # fmt: skip
     """Declare a scenario that a function plays."""
 
     def declare(play: Callable[[Lab], None]) -> Scenario:
         table = everywhere(sees, SAFE) if isinstance(sees, str) else sees
-        return register(Scenario(name, title, source, pins, call, table, play, options or {}, own_mount))
+        return register(Scenario(name, title, source, pins, call, table, play, options or {}, size, own_mount))
 
     return declare
 
@@ -177,8 +178,9 @@ class Taken(NamedTuple):
 class Lab:
     """One run of one scenario under one policy."""
 
-    def __init__(self, place: Place, policy: str, zygote: Zygote, name: str) -> None:
+    def __init__(self, place: Place, policy: str, zygote: Zygote, name: str, *, full: bool = False) -> None:
         self.place = place
+        self.full = full  # as often as the catalogue says, however long that takes
         self.policy = policy
         self.settings = place.settings
         self.errno = 0  # what the call of the scenario gave

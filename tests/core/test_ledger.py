@@ -172,7 +172,7 @@ def test_the_chain_grows(daemon: Daemon) -> None:
         daemon.pin(daemon.vol.inode(inode.ino), pid % 8, 1, pid=pid)
     assert len(daemon.vol.ledger.blocks) == 3
     daemon.crash(NEXT_BOOT)
-    assert len(daemon.vol.ledger.blocks) == 3
+    assert len(daemon.vol.ledger.blocks) == 1  # all of it is void
     assert list(daemon.vol.pins) == []
 
 
@@ -297,3 +297,26 @@ def test_any_bytes_among_the_entries(daemon: Daemon, junk: bytes, index: int) ->
 ])  # fmt: skip
 def test_process_started(text: str, started: int) -> None:
     assert ledger.process_started(text) == started
+
+
+def test_a_long_ledger_is_given_back(daemon: Daemon) -> None:
+    """... by the next mount, but for what survivors have in it; whatever mount it is, and crash after crash."""
+    inode = daemon.file(b"f", 4)
+    free = daemon.vol.free
+    kept = daemon.pin(inode, 0, 1)
+    for _ in range(3 * PER_BLOCK):
+        daemon.pin(inode, 1, 2, owner=2)
+    late = daemon.pin(inode, 3, 1, owner=3)
+    assert len(daemon.vol.ledger.blocks) == 4
+    holding.release_owner(daemon.vol, 2)
+    daemon.crash()
+    assert (len(daemon.vol.ledger.blocks), daemon.vol.free) == (4, free - 3)
+    assert {block for pin in daemon.vol.pins for block in held(pin)} == {*kept, *late}
+    holding.release_survivor(daemon.vol, next(pin for pin in daemon.vol.pins if held(pin) == late))
+    for _ in range(2):
+        daemon.crash()
+        assert (len(daemon.vol.ledger.blocks), daemon.vol.free) == (1, free)
+        assert [held(pin) for pin in daemon.vol.pins] == [kept]
+    daemon.vol.close(NOW)
+    daemon.start(NEXT_BOOT)
+    assert (len(daemon.vol.ledger.blocks), list(daemon.vol.pins)) == (1, [])

@@ -12,7 +12,18 @@ from daxfs.core.inode import Inode
 from daxfs.core.namespace import Caller
 from daxfs.core.pins import Holder, Pin
 from daxfs.core.volume import Volume
-from daxfs.errors import AccessDenied, BadAddress, BadArgument, FsError, IsDirectory, NoEntry, NoMemory, NoSuchAddress
+from daxfs.errors import (
+    AccessDenied,
+    BadAddress,
+    BadArgument,
+    FsError,
+    IsDirectory,
+    LayoutBusy,
+    NoEntry,
+    NoMemory,
+    NoSuchAddress,
+    TextBusy,
+)
 
 from .image import NOW
 
@@ -358,3 +369,39 @@ def test_check_sees_a_count_that_is_wrong(vol: Volume, file: Inode) -> None:
         vol.pins.check()
     vol.pins.counts.drop([(vol.blocks - 1, 1)])
     vol.pins.check()
+
+
+def test_a_block_that_is_lost_is_seen(vol: Volume, file: Inode) -> None:
+    """Used blocks are counted, not what the others leave: so the sum says whether all are still there."""
+    pin(vol, file, 0, 4)
+    fileops.truncate(vol, NOW, file, 2 * B)
+    assert vol.free + vol.used + vol.busy == vol.blocks
+    vol.check()
+    lost = vol.alloc.take(1)
+    assert vol.free + vol.used + vol.busy == vol.blocks - 1
+    vol.alloc.give(lost)
+    vol.check()
+
+
+def test_leases_are_told_whatever_the_policy(vol: Volume, file: Inode) -> None:
+    """A lease beside a pin: broken with the layout, told when the change begins to wait, left alone when it fails."""
+    for policy, error, left, told in (
+        ("busy", None, 0, 1), ("wait", LayoutBusy, 1, 1), ("fail", TextBusy, 1, 0), ("lease", LayoutBusy, 1, 2),
+        ("revoke", None, 0, 2),
+    ):  # fmt: skip
+        vol.settings.policy = policy
+        fileops.write(vol, NOW, file, 0, bytes(B))
+        holding.take_lease(vol, file, 0, 0, 1)
+        one = pin(vol, file, 0, 1)
+        if error is None:
+            fileops.truncate(vol, NOW, file, 0)
+        else:
+            with pytest.raises(error):
+                fileops.truncate(vol, NOW, file, 0)
+        events = []
+        while found := vol.events.pop(1):
+            events.append(found[0].type)
+        assert (policy, len(vol.leases), len(events)) == (policy, left, told)
+        unpin(vol, one)
+        vol.leases.release(1)
+        drain(vol)

@@ -264,6 +264,6 @@ def _step(vol: Volume, inode: Inode, what: str, at: int, count: int) -> None:
     elif what == "pin" and inode.map.written(at, 1) and at * BLOCK < inode.size:
         holding.pin(vol, NOW, inode, at * BLOCK, BLOCK, abi.FOLL_PIN, 7, ME, writable=False)
     elif what == "unpin":
-        holding.release_owner(vol, 7, inode)
+        holding.release_owner(vol, 7)
     elif what == "free":
         vol.free_unpinned(NOW, count)

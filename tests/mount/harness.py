@@ -26,7 +26,7 @@ from daxfs.core.fsck import check
 
 DAXFS = [sys.executable, "-m", "daxfs.cli"]
 COMMAND_S = 60
-WATCHDOG_S = 120
+WATCHDOG_S = 240
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

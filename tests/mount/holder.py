@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from daxfs import client
+from daxfs import abi, client
 from tests.mount.harness import REPOSITORY
 
 
@@ -125,7 +125,8 @@ class Server:
             file = self.do_open(path, mode)
         pin = self.files[file].pin(offset, length, write=write, flags=flags)
         self.pins.append(pin)
-        pin.map()
+        if not pin.flags & abi.FOLL_GET:  # a reference gives no access to the data
+            pin.map()
         return {"pin": len(self.pins) - 1, "id": pin.id, "file": file, "runs": pin.runs}
 
     def do_unpin(self, pin: int = 0, dirty: bool | None = None) -> None:

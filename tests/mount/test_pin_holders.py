@@ -136,7 +136,7 @@ def test_s58_pins_that_are_refused(case: Case) -> None:
         ("EINVAL", {"offset": 0, "length": BLOCK, "flags": 0}),
         ("EINVAL", {"offset": 0, "length": BLOCK, "flags": pin | abi.FOLL_GET}),
         ("EINVAL", {"offset": 0, "length": BLOCK, "flags": abi.FOLL_LONGTERM}),
-        ("EINVAL", {"offset": 0, "length": BLOCK, "flags": pin | 1 << 30}),
+        ("EINVAL", {"offset": 0, "length": BLOCK, "flags": pin | 1 << 29}),
         ("ok", {"offset": 0, "length": BLOCK, "flags": abi.FOLL_GET}),
         ("ok", {"offset": 0, "length": BLOCK, "flags": pin | abi.FOLL_LONGTERM}),
         ("ok", {"offset": 7 * BLOCK, "length": BLOCK, "mode": "r"}),
@@ -170,6 +170,11 @@ def test_s58_raw_ioctls_that_are_wrong(case: Case) -> None:
             with pytest.raises(OSError) as caught:
                 fcntl.ioctl(fd, number, bytearray(data))
             assert caught.value.errno == want, (hex(number), data[:16])
+    only_to_write = os.open(case.a, os.O_WRONLY)  # as with mmap(2): who may not read gets no blocks to look at
+    for flags in (abi.FOLL_PIN, abi.FOLL_PIN | abi.FOLL_WRITE, abi.PIN_ON_DEMAND | abi.FOLL_WRITE, abi.FOLL_GET):
+        with pytest.raises(PermissionError):
+            fcntl.ioctl(only_to_write, abi.IOC_PIN, bytearray(abi.PIN.pack(0, BLOCK, flags, 0, 0, 0, 0)))
+    os.close(only_to_write)
     assert len(client.pins(case.mount.path)) == 1
 
 

@@ -445,7 +445,8 @@ def test_s46_full_of_busy_blocks(small: Case) -> None:
 
 
 def together(case: Case) -> tuple[dict[str, Any], os.statvfs_result]:
-    """Two reports of one moment: blocks may be freed between any two calls."""
+    """Two reports of one moment, after the delayed free: it may give blocks back between any two calls."""
+    eventually("the delayed free is done", lambda: client.status(case.mount.path)["due"] == 0)
 
     def ask() -> tuple[dict[str, Any], os.statvfs_result] | None:
         before, space, after = case.info(), os.statvfs(case.mount.path), case.info()

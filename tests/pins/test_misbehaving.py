@@ -177,6 +177,93 @@ def test_a_million_tiny_pins(make_mount: Maker) -> None:
     assert client.info(mounted.path)["busy"] == 0
 
 
+def test_a_truncate_waits_for_very_many_pins(make_mount: Maker) -> None:
+    """Neither they nor the wait slow anybody: not who pins behind it, not who is held back, not who gives them back."""
+    mounted = make_mount(size="64M", options="policy=wait,wait_s=60")
+    path = mounted.path / "file"
+    path.write_bytes(b"f" * 8 * BLOCK)
+    program = (
+        "import sys; from daxfs import client; from daxfs.client import calls\n"
+        "file = client.open(sys.argv[1])\n"
+        "ids = [calls.pin(file.fileno(), 0, 4096, client.FOLL_PIN)[0] for _ in range(20_000)]\n"
+        "print(flush=True); sys.stdin.readline()\n"
+        "for _ in range(50): ids.append(calls.pin(file.fileno(), 4096, 4096, client.FOLL_PIN)[0])\n"
+        "for pin in ids[:500] + ids[-500:]: calls.unpin(file.fileno(), pin, dirty=False)\n"
+        "print(flush=True); sys.stdin.readline()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with subprocess.Popen(["truncate", "-s", "0", path]) as waiting, client.open(path) as other:
+            eventually("it waits", lambda: client.status(mounted.path)["waiting"] == 1)
+            with watched(mounted, 1.0):
+                for _ in range(50):
+                    with pytest.raises(PinError) as caught:
+                        other.pin(0, BLOCK, wait=False)
+                    assert caught.value.errno == errno.EAGAIN
+                holder.stdin.write(b"\n")
+                holder.stdin.flush()
+                holder.stdout.readline()
+            assert waiting.poll() is None
+            holder.kill()
+            assert waiting.wait(20) == 0
+    assert path.stat().st_size == 0
+
+
+def test_leases_without_end(shared_mount: Mounted, file: Path) -> None:
+    """There is a limit; a truncate that breaks them all, and giving them back, makes room."""
+    with client.open(file) as opened:
+        for give_back in (lambda: os.truncate(file, 0), lambda: calls.lease(opened.fileno(), 0, 0, abi.LEASE_RELEASE)):
+            taken = 0
+            with pytest.raises(PinError) as caught:
+                while taken < 10_000:
+                    opened.lease(0, BLOCK)
+                    taken += 1
+            assert (caught.value.errno, taken) == (errno.ENOMEM, 256)
+            os.truncate(file, 8 * BLOCK)
+            give_back()
+            assert client.status(file.parent)["leases"] == 0
+        assert len(list(iter(opened.next_event, None))) == 256
+
+
+def test_reports_that_nobody_reads() -> None:
+    """The daemon keeps a bounded amount of them: who comes too late hears that he has to ask again."""
+    from daxfs.daemon.service import Reports
+    from daxfs.errors import FsError
+
+    reports, size = Reports(), Reports.BYTES_MAX // 4
+    for fh in range(100):
+        reports.keep(fh, bytes(size))
+        assert reports.bytes <= Reports.BYTES_MAX
+    assert [len(reports.text(fh)) for fh in range(96, 100)] == [size] * 4
+    with pytest.raises(FsError) as caught:
+        reports.text(95)
+    assert caught.value.errno == errno.ESTALE
+    reports.keep(99, b"new")
+    assert reports.text(99) == b"new"
+    for fh in range(100):
+        reports.drop(fh)
+    assert reports.bytes == 0
+
+
+def test_an_ordinary_user_cannot_have_blocks_given_away(shared_mount: Mounted, file: Path) -> None:
+    """Policy unsafe of a file is for root and who mounted: its holders get at what others write later."""
+    file.chmod(0o666)
+    program = (
+        "import os, sys; os.setresuid(65534, 65534, 65534)\n"
+        "os.setxattr(sys.argv[1], 'user.daxfs.policy', b'wait')\n"
+        "try: os.setxattr(sys.argv[1], 'user.daxfs.policy', b'unsafe')\n"
+        "except PermissionError: print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True, check=False)
+    assert done.stdout == "refused\n", done.stderr
+    assert os.getxattr(file, "user.daxfs.policy") == b"wait"
+    os.setxattr(file, "user.daxfs.policy", b"unsafe")
+
+
 def test_pins_and_unpins_for_ever_leave_nothing(shared_mount: Mounted, file: Path) -> None:
     with client.open(file, "r+") as opened:
 

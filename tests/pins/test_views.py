@@ -264,14 +264,13 @@ def test_the_list_is_bounded_and_cheap(make_mount: Maker) -> None:
     with client.open(path) as file:
         for _ in range(many):
             calls.pin(file.fileno(), 0, BLOCK, client.FOLL_PIN)
-        slowest, done = 0.0, threading.Event()
+        looks, done = 0, threading.Event()
 
         def look() -> None:
-            nonlocal slowest
+            nonlocal looks
             while not done.is_set():
-                started = time.monotonic()
                 os.statvfs(mounted.path)
-                slowest = max(slowest, time.monotonic() - started)
+                looks += 1
 
         watcher = threading.Thread(target=look)
         watcher.start()
@@ -281,7 +280,7 @@ def test_the_list_is_bounded_and_cheap(make_mount: Maker) -> None:
         assert len(listed) == 10_000
         assert client.status(mounted.path)["pins"] == many
         assert "2000 more pins" in daxfs("pins", mounted.path).stderr
-        assert slowest < 0.5
+        assert looks > 5  # it would be one or two if the list were made in one go
     assert alive(mounted.pid)
 
 
@@ -355,3 +354,13 @@ def test_copying_seeking_and_polling_do_no_harm(mount: Mounted) -> None:
     os.truncate(path, 4 * BLOCK)
     with open(path, "rb") as opened:
         assert os.lseek(opened.fileno(), 0, os.SEEK_HOLE) == BLOCK
+
+
+def test_status_counts_what_the_hca_has(shared_mount: Mounted) -> None:
+    from daxfs import verbs
+
+    before = client.status(shared_mount.path)["hca"]
+    with verbs.Context(shared_mount.path) as context, verbs.PD(context), verbs.CQ(context, 16):
+        counted = client.status(shared_mount.path)["hca"]
+        assert counted == {**before, "contexts": before["contexts"] + 1, "entries": before["entries"] + 16}
+    eventually("all is given back", lambda: client.status(shared_mount.path)["hca"] == before)

@@ -105,7 +105,7 @@ class Adapter:
     def close(self, file: OpenFile) -> None:
         del self._files[file.fh]
         self.hca.release(file.fh)
-        holding.release_owner(self.volume, file.fh, file.inode)
+        holding.release_owner(self.volume, file.fh)
         self.service.moved(file.inode.ino)
         file.inode.opens -= 1
 

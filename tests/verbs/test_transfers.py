@@ -476,7 +476,7 @@ async def test_on_demand_waits_behind_a_layout_change(adapter: Adapter, autojump
     one, two = on_demand(adapter)
     volume = adapter.volume
     fileops.fallocate(volume, NOW, two.inode, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, 0, 8 * BLOCK)
-    volume.breaks[two.inode.ino] = [breaking.Break(0, 8, [])]
+    volume.breaks[two.inode.ino] = [breaking.Break(0, 8)]
     one.send(READ, [(0, 8)], key=two.key, at=BLOCK)
     await trio.sleep(0.2)
     assert one.poll() == []

@@ -282,17 +282,17 @@ def nowait(lab: Lab) -> None:
     "PIN and truncate at the same moment: the pin has the old block or is refused, never a freed one",
     source="S16; Piggin and KOSAKI, April 2009",
     pins="P: A[0,1), again and again",
-    call="truncate(A, 0) and up again, again and again",
+    call="truncate(A, 0) and up again, 250 times each (10,000 with --full)",
     sees=everywhere("each pin is of the block that A had, which nobody else gets, or fails with ENXIO or EFAULT", SAFE),
 )
 def pin_races_truncate(lab: Lab) -> None:
     path = lab.file("A", blocks=1)
     holder, other = lab.holder(path), lab.process()
-    rounds = 250
+    rounds, limit_s = (10_000, 1200) if lab.full else (250, 60)
     pins = holder.start(race_pins, holder.file, rounds)
     cuts = other.start(race_truncates, path, rounds)
-    codes, wrong = pins.result(60)
-    refused = cuts.result(60)
+    codes, wrong = pins.result(limit_s)
+    refused = cuts.result(limit_s)
     lab.equal(wrong, [], "pins of blocks that were not A's any more")
     lab.see(set(codes) <= {0, errno.ENXIO, errno.EFAULT}, f"errnos of PIN: {codes}")
     lab.see(set(refused) <= {0, errno.ETXTBSY}, f"errnos of truncate: {refused}")

@@ -191,6 +191,32 @@ def waiter_interrupted(lab: Lab) -> None:
 
 
 @story(
+    "wait-policy-changes",
+    "another policy while a change waits (one by ioctl; in a truncate(2) the kernel has the file's lock): it counts at once",
+    source="D6.3",
+    pins="P: A[0,1)",
+    call="ioctl CHANGE: truncate to 0; then set the file's policy to fail, or to busy",
+    sees=everywhere("ETXTBSY, A unchanged; with busy it returns, 1 busy", WAITING),
+)
+def wait_policy_changes(lab: Lab) -> None:
+    path = lab.file()
+    p, other = lab.holder(path).pin(0, 1), lab.holder(path)
+    for name in ("fail", "busy"):
+        pending = other.start(acts.change, other.file, abi.CHANGE_TRUNCATE, 0, 0, 0)
+        lab.waits(pending)
+        lab.clerk.do(os.setxattr, path, "user.daxfs.policy", name.encode())
+        if name == "fail":
+            lab.fails(errno.ETXTBSY, pending)
+            lab.bytes_equal(lab.read(path), OLD, "A")
+            lab.clerk.do(os.setxattr, path, "user.daxfs.policy", lab.policy.encode())
+        else:
+            lab.returns(pending)
+            lab.equal(lab.busy(), 1, "busy blocks")
+    lab.bytes_equal(p.view(), pattern("A", 0), "P's block")
+    p.unpin()
+
+
+@story(
     "wait-limit",
     "wait_s: a limit for those who cannot wait for ever",
     source="D6.3",
@@ -206,7 +232,7 @@ def wait_limit(lab: Lab) -> None:
     pending = lab.process().start(acts.truncate, path, 0)
     lab.waits(pending)
     lab.fails(errno.EBUSY, pending)
-    lab.see(1 <= time.monotonic() - started < 4, "the limit is 1 s")
+    lab.see(time.monotonic() - started >= 1, "the limit is 1 s")
     lab.bytes_equal(lab.read(path), OLD, "A")
     p.unpin()
 
@@ -271,12 +297,12 @@ def cpu_s(pid: int) -> float:
     "many-waiters",
     "more callers wait than the daemon has workers, and the mount goes on serving",
     source="D8.13",
-    pins="P: one block of each of 150 files",
-    call="150 processes truncate one each",
+    pins="P: one block of each of 500 files",
+    call="500 processes truncate one each",
     sees={"wait": "all wait; others are served at once; P lets go, all return"},
 )
 def many_waiters(lab: Lab) -> None:
-    count = 150
+    count = 500
     holder = lab.process()
     paths = [lab.file(f"A{n}", blocks=1) for n in range(count)]
     files = [holder.do(acts.open_file, path) for path in paths]
