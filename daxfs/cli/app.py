@@ -11,25 +11,15 @@ from typing import Annotated
 import typer
 
 from daxfs import __version__
-from daxfs.cli import device, helper, mounting, pins, policy, scenario, volumes
+from daxfs.cli import device, helper, lab, mounting, pins, policy, scenario, volumes
 from daxfs.cli.output import Failure, say
 from daxfs.errors import FsError
-
-app = typer.Typer(
-    name="daxfs",
-    help="A file system on emulated persistent memory, where a pinned block survives truncate and hole punch.",
-    epilog="Start with: `daxfs mount /mnt/x`. Exit codes: 0 done, 1 failed, 2 wrong usage; fsck: 0, 4, 8.",
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 _EXAMPLES = {
     "mkfs": "daxfs mkfs --size 4G --label scratch /var/tmp/x.img",
     "mount": "daxfs mount --image /var/tmp/x.img -o allow_other /mnt/x",
     "umount": "daxfs umount /mnt/x",
-    "fsck": "daxfs fsck /var/tmp/x.img",
+    "fsck": "daxfs fsck --repair /var/tmp/x.img",
     "info": "daxfs info --json /mnt/x",
     "extents": "daxfs extents /mnt/x/film",
     "pin": "daxfs pin --offset 0 --length 1M --fill 0xa5 --hold 60 /mnt/x/film",
@@ -43,6 +33,7 @@ _EXAMPLES = {
     "scenario show": "daxfs scenario show corruption-2017",
     "scenario run": "daxfs scenario run corruption-2017 --policy unsafe",
     "scenario storm": "daxfs scenario storm --steps 1000000 --policy wait",
+    "lab crash": "daxfs lab crash --seconds 600 --domain eadr",
 }
 _COMMANDS: dict[str, Callable[..., object]] = {
     "mkfs": volumes.mkfs,
@@ -62,10 +53,12 @@ _COMMANDS: dict[str, Callable[..., object]] = {
     "scenario show": scenario.show,
     "scenario run": scenario.run,
     "scenario storm": scenario.storm,
+    "lab crash": lab.crash,
 }
 _GROUPS = {
     "device": "The device under a mount: its state, taking it away, errors of its medium.",
     "scenario": "What the lists argued about, played: who pins, what is called, what must be seen under each policy.",
+    "lab": "What the lab explores by itself: crashes, at the grain of cache lines.",
 }
 
 
@@ -74,32 +67,47 @@ def _help_of(command: Callable[..., object]) -> str:
     return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n"))
 
 
-_groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in _GROUPS.items()}
-for _name, _group in _groups.items():
-    app.add_typer(_group, name=_name)
-for _name, _function in _COMMANDS.items():
-    _within, _, _last = _name.rpartition(" ")
-    (_groups[_within] if _within else app).command(_last, help=_help_of(_function), epilog=f"Example: {_EXAMPLES[_name]}")(
-        _function
-    )
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"daxfs {__version__}")
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     pass
 
 
+def _app(first: str) -> typer.Typer:
+    """The command line whose first word is `first`. Only what it names is built, which for all of them takes a while; if it
+    names nothing, everything is there, for help and for what is said about mistakes."""
+    app = typer.Typer(
+        name="daxfs",
+        help="A file system on emulated persistent memory, where a pinned block survives truncate and hole punch.",
+        epilog="Start with: `daxfs mount /mnt/x`. Exit codes: 0 done, 1 failed, 2 wrong usage; fsck has those of fsck(8).",
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in _GROUPS.items()}
+    wanted = [name for name in _COMMANDS if name.split()[0] == first] or list(_COMMANDS)
+    for name, group in groups.items():
+        if any(command.startswith(f"{name} ") for command in wanted):
+            app.add_typer(group, name=name)
+    for name in wanted:
+        within, _, last = name.rpartition(" ")
+        command, example = _COMMANDS[name], f"Example: {_EXAMPLES[name]}"
+        (groups[within] if within else app).command(last, help=_help_of(command), epilog=example)(command)
+    return app
+
+
 def run(arguments: list[str]) -> int:
     """Carry out a command line; returns the exit code."""
     try:
+        app = _app(arguments[0] if arguments else "")
         result = app(arguments or ["--help"], prog_name="daxfs", standalone_mode=False)
         sys.stdout.flush()
         code = result if isinstance(result, int) else 0
@@ -110,7 +118,7 @@ def run(arguments: list[str]) -> int:
     except typer.TyperException as problem:
         context = getattr(problem, "ctx", None)
         say(f"{problem.format_message().rstrip('.')}; see: {context.command_path if context else 'daxfs'} --help")
-        return problem.exit_code
+        return 16 if arguments[:1] == ["fsck"] else problem.exit_code  # fsck(8): 2 means "reboot"
     except FsError as problem:
         say(problem.why)
         return 1

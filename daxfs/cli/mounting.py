@@ -54,7 +54,7 @@ def _device_removed(place: str) -> bool:
     from daxfs import client
 
     try:
-        return client.info(place).get("device") == "removed"
+        return client.info(place).get("device") in ("removed", "lost")
     except OSError:
         return False
 

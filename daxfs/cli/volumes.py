@@ -7,12 +7,15 @@ import stat
 import time
 import uuid as uuids
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from daxfs.cli import sizes
 from daxfs.cli.output import Failure, human_size, print_facts, print_json, printable, progress_bar, say
+
+if TYPE_CHECKING:
+    from daxfs.core.fsck import Report
 
 DEFAULT_SIZE = 1 << 30
 _FOR_PROGRAMS = {"image_id", "abi", "requests"}  # facts that only --json shows
@@ -71,26 +74,37 @@ def _size_of(image: Path) -> int:
 
 def fsck(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image file, not mounted.")],
+    repair: Annotated[bool, typer.Option("--repair", "-r", help="Correct what is wrong.")] = False,
     json: JSON = False,
 ) -> int:
-    """Check an image without changing it.
+    """Check an image, without changing it unless --repair is given.
 
-    Exit code, as of fsck(8): 0 clean, 4 errors were found, 8 it could not be checked.
+    A repair that was interrupted can be run again. Files that no directory has any more go to /lost+found.
+
+    Exit code, as of fsck(8), the sum of: 0 nothing is wrong, 1 errors were corrected, 4 errors are left, 8 it could not be
+    checked, 16 wrong usage, 32 interrupted.
     """
-    from daxfs.core.fsck import check
+    from daxfs.core import fsck as core
     from daxfs.errors import FsError
 
     try:
         with progress_bar() as progress:
-            report = check(image, progress=progress)
+            if repair:
+                report = core.repair(image, now=time.time_ns(), progress=progress)
+            else:
+                report = core.check(image, progress)
     except FsError as problem:
         raise Failure(problem.why, 8) from None
+    except KeyboardInterrupt:
+        raise Failure("interrupted" + ("; run the repair again" if repair else ""), 32) from None
     if json:
         print_json(
             {
                 "image": report.path,
                 "errors": report.errors,
                 "notes": report.notes,
+                "fixed": report.fixed,
+                "left": report.left,
                 "findings": [{"severity": f.severity, "text": f.text} for f in report.findings],
                 "counts": report.counts,
             }
@@ -101,9 +115,17 @@ def fsck(
     if report.omitted:
         print(f"and {report.omitted} more")
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items())
-    verdict = f"{report.errors} errors" if report.errors else "clean"
-    print(f"{image}: {verdict}" + (f" ({counts})" if counts else ""))
+    print(f"{image}: {_verdict(report)}" + (f" ({counts})" if counts else ""))
     return report.exit_code
+
+
+def _verdict(report: Report) -> str:
+    if not report.errors:
+        return "clean"
+    errors = f"{report.errors} error" + "s" * (report.errors > 1)
+    if not report.repaired:
+        return f"{errors}; --repair corrects what can be corrected"
+    return f"{errors}, all corrected" if not report.left else f"{errors}, {report.left} left"
 
 
 def info(

@@ -209,6 +209,7 @@ class Directory:
         or not; every other entry comes exactly once.
         """
         block_size = self._vol.block_size
+        self._check_size()
         for index in range(position // block_size, self._inode.size // block_size):
             base = index * block_size
             for at, length, ino, dtype, name in self._records(index):
@@ -238,6 +239,7 @@ class Directory:
 
     def _load(self) -> None:
         block_size = self._vol.block_size
+        self._check_size()
         names: dict[bytes, int] = {}
         slots = Slots()
         entries = 0
@@ -252,6 +254,12 @@ class Directory:
         if len(names) != entries:
             raise Corrupt(f"directory {self._inode.ino}: a name is in it twice")
         self._index, self._slots = names, slots
+
+    def _check_size(self) -> None:
+        """Corrupt if a block lies behind the end: one more could not be appended."""
+        end, rest = divmod(self._inode.size, self._vol.block_size)
+        if rest or self._inode.map.blocks_from(end):
+            raise Corrupt(f"directory {self._inode.ino}: its size is not that of its blocks")
 
     def _records(self, index: int) -> list[Record]:
         vol, ino = self._vol, self._inode.ino

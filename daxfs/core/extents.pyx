@@ -176,12 +176,14 @@ cdef class ExtentMap(RunMap):
 
     # -- to and from media (inode.py) --
 
-    def append_leaf(self, const uint8_t[:] data, uint32_t count, uint64_t block, uint64_t next_block, uint64_t limit):
-        """Load a leaf (or the inline extents: block 0) behind those loaded so far. `limit`: blocks of the image.
-        ValueError if it is not sorted, overlaps, is empty, or leaves the image."""
+    def append_leaf(self, const uint8_t[:] data, uint32_t count, uint64_t block, uint64_t next_block, uint64_t first,
+                    uint64_t limit):
+        """Load a leaf (or the inline extents: block 0) behind those loaded so far. The blocks of files are
+        [first, limit) of the image. ValueError if it is not sorted, overlaps, is empty, leaves them, or has a byte of the
+        file at 2**63 or behind: the hot path counts in bytes, and must not come round to 0."""
         cdef dx_leaf *leaf
         cdef uint32_t i
-        cdef uint64_t last = 0
+        cdef uint64_t last = 0, end = (<uint64_t>1 << 63) >> self.m.block_shift
         cdef dx_extent *e
         if count == 0:
             if block:
@@ -199,9 +201,11 @@ cdef class ExtentMap(RunMap):
             leaf.n = count
             for i in range(count):
                 e = &leaf.e[i]
-                if e.logical < last or e.count == 0 or e.flags & ~<uint32_t>DX_UNWRITTEN or e.logical >> 52:
+                if e.logical < last or e.count == 0 or e.flags & ~<uint32_t>DX_UNWRITTEN:
                     raise ValueError(f"extent {i} is out of order, empty or strange")
-                if e.physical < 2 or e.physical >= limit or limit - e.physical < e.count:
+                if e.logical > end or end - e.logical < e.count:
+                    raise ValueError(f"extent {i} is behind the largest file")
+                if e.physical < first or e.physical >= limit or limit - e.physical < e.count:
                     raise ValueError(f"extent {i} lies outside the image")
                 last = e.logical + e.count
                 if e.count > leaf.most:

@@ -66,8 +66,7 @@ def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memory
     if end <= inode.size and not privileged and inode.map.written(first, count):
         _clear_poison(vol, inode, offset, end)
         _store(vol, inode, offset, data)
-        vol.pmem.fence()
-        inode.touch_in_place(mtime=now, ctime=now)
+        inode.touch_in_place(mtime=now, ctime=now)  # with a fence, for the data as well
         return len(data)
     with vol.transaction(now) as txn:
         gaps = inode.map.gaps(first, count)

@@ -35,7 +35,7 @@ def format_image(path: str | os.PathLike[str], size: int, *, block_size: int = l
     if len(label.encode()) > 64:
         raise ImageError("the label has more than 64 bytes")
     blocks = size // block_size
-    sb = _plan(blocks, block_size)
+    sb = plan(blocks, block_size)
     _make_sparse(path, blocks * block_size)
     pmem = Pmem(path)
     try:
@@ -52,13 +52,13 @@ def format_image(path: str | os.PathLike[str], size: int, *, block_size: int = l
         pmem.close()
 
 
-def _plan(blocks: int, block_size: int) -> Superblock:
-    """Where everything goes."""
+def plan(blocks: int, block_size: int) -> Superblock:
+    """Where everything goes. ImageError if there is no room for a volume."""
     sb: Superblock = dict.fromkeys(layout.SUPERBLOCK.names, 0)
     sb.update(kind=layout.SB_KIND, version=layout.MEDIA_VERSION, block_size=block_size, blocks=blocks,
               state=layout.STATE_CLEAN, boot_id=bytes(16), reserved=b"", journal_start=2)  # fmt: skip
     journal_bytes = min(JOURNAL_BYTES_MAX, max(JOURNAL_BYTES_MIN, blocks * block_size // 64))
-    sb["journal_blocks"] = max(3, 1 + journal_bytes // block_size)
+    sb["journal_blocks"] = max(4, 1 + journal_bytes // block_size)  # room for the two edge blocks of a punch
     sb["idir_start"] = sb["journal_start"] + sb["journal_blocks"]
     chunks = blocks // layout.chunk_blocks(block_size)
     sb["idir_blocks"] = -(-chunks * 8 // block_size)

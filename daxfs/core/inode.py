@@ -11,6 +11,7 @@ map, where the native session sees it. Bytes from media are believed only after 
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from daxfs.core import layout
@@ -154,6 +155,7 @@ class Inode:
         (_, _, ino, self.generation, self.mode, self.uid, self.gid, self.nlink, self.flags, self.rdev, size, self.parent,
          birth, self.xattr_block, self._leaf, self._extents, target_length, xattr_length, body, xattrs, self._blocks,
          _, _, _) = _unpack(record)  # fmt: skip
+        volume = self._volume
         if ino != self.ino:
             raise Corrupt(f"inode {self.ino}: the record belongs to inode {ino}")
         if self.mode == 0:
@@ -162,6 +164,8 @@ class Inode:
             raise Corrupt(f"inode {self.ino}: mode {self.mode:#o} is of no known type")
         if size > layout.FILE_SIZE_MAX or target_length > layout.INLINE_TARGET_MAX:
             raise Corrupt(f"inode {self.ino}: size {size} is impossible")
+        if self._blocks > volume.blocks or self.rdev >> 32:
+            raise Corrupt(f"inode {ino}: {self._blocks} blocks or the device {self.rdev:#x} are impossible")
         if xattr_length > layout.INLINE_XATTR_MAX or (not self._leaf and self._extents > INLINE_EXTENTS):
             raise Corrupt(f"inode {self.ino}: more inline than fits")
         self.btime = time_ns(birth)
@@ -174,7 +178,7 @@ class Inode:
         self._map.size = size
         if self._extents == 0 or target_length:
             self._extents = 0
-        self._map.attach(self._volume.pmem.address, self._volume.pmem.address + self.at + layout.INODE_TIMES_AT)
+        self._map.attach(volume.pmem.address, volume.pmem.address + self.at + layout.INODE_TIMES_AT)
 
     @property
     def map(self) -> ExtentMap:
@@ -185,31 +189,31 @@ class Inode:
 
     def _load_map(self) -> None:
         volume, expected, block = self._volume, self._extents, self._leaf
-        size, blocks = volume.block_size, volume.blocks
+        size, data = volume.block_size, volume.data_blocks
         try:
             if not block:
-                self._map.append_leaf(self._inline, expected, 0, 0, blocks)
+                self._map.append_leaf(self._inline, expected, 0, 0, data.start, data.stop)
             while block:
-                if len(self._map) >= expected or not volume.sb["data_start"] <= block < blocks:
+                if len(self._map) >= expected or block not in data:
                     raise ValueError("the chain of leaves is too long or leaves the image")
                 head, entries = read_leaf(volume.pmem.view, block, size, self.ino, self.generation)
-                self._map.append_leaf(entries, head["count"], block, head["next"], blocks)
+                self._map.append_leaf(entries, head["count"], block, head["next"], data.start, data.stop)
                 block = int(head["next"])
             if len(self._map) != expected:
                 raise ValueError(f"{len(self._map)} extents found, {expected} expected")
-        except ValueError as e:
+            self._extents = 0  # loaded
+        except BaseException as e:
             self._map.clear()
-            raise Corrupt(f"inode {self.ino}: extents: {e}") from None
-        except Corrupt:
-            self._map.clear()
+            if isinstance(e, ValueError):
+                raise Corrupt(f"inode {self.ino}: extents: {e}") from None
             raise
-        self._extents = 0  # loaded
         self._inline = b""
 
     def revert(self) -> None:
         """After an aborted transaction: back to what media say. An inode that was new is gone."""
         self.directory = None
         self.dead = False
+        self._map.hot = 0  # also if media cannot be believed
         try:
             self.load()
         except BadHandle:
@@ -227,6 +231,8 @@ class Inode:
         if self.dead:
             self._store_free(txn)
             return
+        if not 0 <= self.nlink <= layout.LINK_MAX:
+            raise Corrupt(f"inode {self.ino}: its link count was wrong")
         extents, leaf, body = 0, 0, self.target
         if not body:
             mapped = self.map
@@ -301,9 +307,9 @@ class Inode:
         index = self._map.size // size
         last = self.block(index - 1) if index else 0
         block = txn.take(1, last + 1 if last else 0, meta=False)[0][0]
+        txn.dirty(self)  # first: whatever fails from here on, the transaction takes back
         self.map.insert(index, block, 1)
         self._map.size += size
-        txn.dirty(self)
         return block
 
     def set_hot(self) -> None:
@@ -332,3 +338,19 @@ def read_leaf(view: memoryview, block: int, block_size: int, ino: int, generatio
     if (head["address"], head["ino"], head["generation"]) != (block, ino, generation):
         raise Corrupt(f"{what}: it belongs to inode {head['ino']}")
     return head, data[LEAF.size : end]
+
+
+def read_leaves(view: memoryview, block_size: int, data_blocks: range, first: int, ino: int, generation: int
+                ) -> Iterator[tuple[int, dict[str, Any], memoryview]]:  # fmt: skip
+    """(block, header, extents) along a chain of leaves; `data_blocks` are those that may be in one. Corrupt if it is a
+    cycle, leaves them, or has a leaf that cannot be believed."""
+    block, seen = first, {0}
+    while block:
+        if block not in data_blocks or block in seen:
+            raise Corrupt(f"inode {ino}: its chain of extent leaves is broken")
+        seen.add(block)
+        head, entries = read_leaf(view, block, block_size, ino, generation)
+        if not head["count"]:
+            raise Corrupt(f"inode {ino}: the extent leaf at block {block} is empty")
+        yield block, head, entries
+        block = int(head["next"])

@@ -11,7 +11,7 @@ The body is hostile input at mount: lengths, targets and CRC are checked before 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from crc32c import crc32c
 
@@ -22,14 +22,17 @@ from daxfs.errors import Corrupt, NoSpace
 
 
 class Journal:
-    def __init__(self, pmem: Pmem, start: int, blocks: int, block_size: int) -> None:
+    def __init__(self, pmem: Pmem, start: int, blocks: int, block_size: int, volume_end: int | None = None) -> None:
         self._pmem = pmem
+        self._volume_end = pmem.size if volume_end is None else volume_end  # bytes
         self._header_at = start * block_size
         self._word_at = self._header_at + JOURNAL_COMMIT_AT
         self._body_at = self._header_at + block_size
         self.end = (start + blocks) * block_size
         self.capacity = self.end - self._body_at - TXN_HEADER.size
         self.sequence = 1  # of the next transaction; it moves on at the commit point
+        self.check_medium: Callable[[], None] = lambda: None
+        """Raises if stores have gone nowhere: then nothing may be committed, and what was committed is not applied."""
 
     def format(self) -> None:
         header = JOURNAL_HEADER.pack(
@@ -60,6 +63,7 @@ class Journal:
         pmem.store(self._body_at + TXN_HEADER.size, body)
         pmem.flush(self._body_at, TXN_HEADER.size + len(body))
         pmem.fence()
+        self.check_medium()
         self.sequence += 1
         pmem.store_word(self._word_at, sequence)  # COMMIT
         pmem.flush(self._word_at, 8)
@@ -72,6 +76,7 @@ class Journal:
             pmem.store(at, data)
             pmem.flush(at, len(data))
         pmem.fence()
+        self.check_medium()
         pmem.store_word(self._word_at, 0)
         pmem.flush(self._word_at, 8)
         pmem.fence()
@@ -84,14 +89,13 @@ class Journal:
         if JOURNAL_HEADER.unpack(header)["address"] != self._header_at:
             raise Corrupt("journal header: it belongs elsewhere")
         word = self._pmem.load_word(self._word_at)
-        txn = TXN_HEADER.struct.unpack_from(view, self._body_at)
-        magic, crc, sequence, length, count = txn
+        head = bytes(view[self._body_at : self._body_at + TXN_HEADER.size])
+        magic, crc, sequence, length, count = TXN_HEADER.struct.unpack(head)
         self.sequence = max(1, (sequence if magic == layout.TXN_MAGIC else 0) % (1 << 63) + 1)
         if word == 0:
             return []
         if magic != layout.TXN_MAGIC or sequence != word or length > self.capacity or length % 8:
             raise Corrupt("journal: the commit word does not match the transaction")
-        head = bytes(view[self._body_at : self._body_at + TXN_HEADER.size])
         body = view[self._body_at + TXN_HEADER.size : self._body_at + TXN_HEADER.size + length]
         if crc32c(body, crc32c(head[8:], crc32c(head[:4]))) != crc:
             raise Corrupt("journal: bad checksum of a committed transaction")
@@ -107,10 +111,10 @@ class Journal:
             at += TXN_RECORD.size
             if length > len(body) - at:
                 raise Corrupt("journal: a record is longer than its transaction")
-            if target > self._pmem.size or length > self._pmem.size - target:
-                raise Corrupt("journal: a record points outside the image")
-            if target < self.end and target + length > self._header_at:
-                raise Corrupt("journal: a record points into the journal")
+            if target > self._volume_end or length > self._volume_end - target:
+                raise Corrupt("journal: a record points outside the volume")
+            if not length or target < self.end:
+                raise Corrupt("journal: a record is empty, or points at a superblock or the journal")
             records.append((target, body[at : at + length]))
             at += length + (-length & 7)
         if len(records) != count:

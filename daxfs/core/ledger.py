@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from daxfs import abi
 from daxfs.core import layout
 from daxfs.core.alloc import Run
 from daxfs.core.layout import LEDGER_BLOCK, LEDGER_ENTRY
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from daxfs.core.volume import Volume
 
 _ENTRY = LEDGER_ENTRY.size
+_ENTRY_MAGIC = layout.LEDGER_ENTRY_MAGIC.to_bytes(4, "little")
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class Ledger:
                 raise Corrupt("pin ledger: the chain of blocks is broken")
             seen.add(block)
             at = block * size
-            layout.verify(pmem.view[at : at + LEDGER_BLOCK.size], layout.LEDGER_MAGIC, f"ledger block {block}")
-            head = LEDGER_BLOCK.unpack(pmem.view, at)
+            record = pmem.load(at, LEDGER_BLOCK.size)
+            layout.verify(record, layout.LEDGER_MAGIC, f"ledger block {block}")
+            head = LEDGER_BLOCK.unpack(record)
             if head["address"] != block:
                 raise Corrupt(f"ledger block {block}: it belongs elsewhere")
             current = head["boot_id"] == boot_id and any(boot_id)
@@ -109,13 +112,15 @@ class Ledger:
         view, size, found = self._volume.pmem.view, self._volume.block_size, []
         for at in range(block * size + _ENTRY, (block + 1) * size, _ENTRY):
             record = view[at : at + _ENTRY]
+            if record[:4] != _ENTRY_MAGIC:
+                continue  # void: most are
             try:
                 layout.verify(record, layout.LEDGER_ENTRY_MAGIC, "ledger entry")
             except Corrupt:
-                continue  # void, or torn before its pin was granted
+                continue  # torn before its pin was granted
             _, _, address, pin, start, count, pid, flags, started, ino = LEDGER_ENTRY.struct.unpack(record)
-            if address != at or not self._volume.sb["data_start"] <= start < self._volume.blocks:
-                continue
+            if address != at or start not in self._volume.data_blocks or pin >> 62 or flags & abi.FOLL_GET:
+                continue  # forged: none of ours is like that
             if 0 < count <= self._volume.blocks - start:
                 found.append(Entry(at, pin, start, count, pid, flags, started, ino))
         return found

@@ -209,7 +209,7 @@ def unlink(vol: Volume, now: int, parent: Inode, name: bytes) -> None:
         raise IsDirectory
     with vol.transaction(now) as txn:
         directory.remove(txn, name)
-        _unlinked(txn, inode)
+        _unlinked(vol, txn, inode)
         _changed(txn, parent)
 
 
@@ -221,7 +221,7 @@ def rmdir(vol: Volume, now: int, parent: Inode, name: bytes) -> None:
     with vol.transaction(now) as txn:
         directory.remove(txn, name)
         parent.nlink -= 1
-        _unlinked(txn, inode)
+        _unlinked(vol, txn, inode)
         _changed(txn, parent)
 
 
@@ -233,8 +233,10 @@ def _found(vol: Volume, parent: Inode, name: bytes) -> tuple[Directory, Inode]:
     return directory, _inode(vol, found[0], name)
 
 
-def _unlinked(txn: Transaction, inode: Inode) -> None:
+def _unlinked(vol: Volume, txn: Transaction, inode: Inode) -> None:
     inode.nlink = 0 if inode.is_dir else inode.nlink - 1
+    if not inode.nlink:
+        vol.unlinked[inode.ino] = inode
     inode.ctime = txn.now
     txn.dirty(inode)
 
@@ -327,7 +329,7 @@ def _move(vol: Volume, txn: Transaction, parent: Inode, name: bytes, new_parent:
         target.replace(txn, new_name, inode.ino, dtype)
         if other.is_dir:
             new_parent.nlink -= 1
-        _unlinked(txn, other)
+        _unlinked(vol, txn, other)
     source.remove(txn, name)
     if inode.is_dir and parent is not new_parent:
         parent.nlink -= 1

@@ -10,15 +10,22 @@ Not here: what the bytes mean (layout.py), and when to flush (whoever stores).
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import mmap
 import os
 import stat
+from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
-from daxfs.errors import ImageError
+from daxfs.errors import ImageError, NoSpace
 
+_RESERVE = 1 << 20  # bytes of the image that the host is asked for at once
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; in the module from Python 3.13 on
 
 
@@ -31,6 +38,7 @@ class Pmem:
         self.readonly = readonly
         self.hostsync = hostsync
         self._dirty: list[tuple[int, int]] = []
+        self._reserved: set[int] = set()
         self._fd = _open_image(self.path, readonly)
         try:
             if lock:
@@ -43,17 +51,63 @@ class Pmem:
                 raise ImageError(f"{self.path} is {'too small' if self.size else 'empty, too small'} for an image; {hint}")
             # Read-only means a private copy: a journal can be replayed in it, and no store ever reaches the image.
             sharing = mmap.MAP_PRIVATE | _MAP_NORESERVE if readonly else mmap.MAP_SHARED
-            self._map = mmap.mmap(self._fd, self.size, sharing, mmap.PROT_READ | mmap.PROT_WRITE)
+            try:
+                self._map = mmap.mmap(self._fd, self.size, sharing, mmap.PROT_READ | mmap.PROT_WRITE)
+            except (OSError, ValueError, OverflowError) as e:
+                raise ImageError(f"{self.path}: its {self.size} bytes cannot be mapped: {e}") from None
         except BaseException:
             os.close(self._fd)
             raise
-        self.view = memoryview(self._map)
+        self._attach(self._map)
+
+    def _attach(self, memory: mmap.mmap) -> None:
+        self.view = memoryview(memory)
         self.words = self.view.cast("Q")
-        self.bytes = np.frombuffer(self._map, dtype=np.uint8)
+        self.bytes = np.frombuffer(memory, dtype=np.uint8)
         self.address = int(self.bytes.ctypes.data)
+
+    def reserve(self, at: int, n: int) -> None:
+        """Make the host's disk give these bytes now if the image is sparse there: a store has no way to fail. NoSpace."""
+        for part in range(at // _RESERVE, -(-(at + n) // _RESERVE)):
+            if part not in self._reserved:
+                start, end = part * _RESERVE, min((part + 1) * _RESERVE, self.size)
+                if self._reserve(start, end - start):
+                    self._reserved.add(part)
+                elif not self._reserve(max(start, at), min(end, at + n) - max(start, at)):
+                    raise NoSpace(f"the disk that {self.path} is on is full")
+
+    def _reserve(self, at: int, n: int) -> bool:
+        """Whether there is room for them. A host that cannot tell (EOPNOTSUPP) may have it."""
+        return _libc.fallocate(self._fd, 0, at, n) == 0 or ctypes.get_errno() not in (errno.ENOSPC, errno.EDQUOT)
+
+    def fileno(self) -> int:
+        """The image's descriptor."""
+        return self._fd
+
+    def private(self) -> Pmem:
+        """The same image once more, read-only: it can be read, and replayed, while it is open here."""
+        return Pmem(self.path, readonly=True, lock=False)
 
     def load(self, at: int, n: int) -> bytes:
         return bytes(self.view[at : at + n])
+
+    def gather(self, blocks: npt.NDArray[np.int64], block_size: int) -> npt.NDArray[np.uint8]:
+        """A copy of some blocks, as an array of shape (blocks, block_size)."""
+        whole = self.size // block_size * block_size
+        out: npt.NDArray[np.uint8] = self.bytes[:whole].reshape(-1, block_size)[blocks]
+        return out
+
+    def written(self, at: int, end: int) -> Iterator[tuple[int, int]]:
+        """Ranges (first byte, end) of the image that its file has data for; the others are holes, and zeros."""
+        while at < end:
+            try:
+                at = os.lseek(self._fd, at, os.SEEK_DATA)
+            except OSError:  # ENXIO: no more
+                return
+            hole = os.lseek(self._fd, at, os.SEEK_HOLE)
+            if at < end:
+                yield at, min(hole, end)
+            at = hole
 
     def store(self, at: int, data: bytes | bytearray | memoryview) -> None:
         self.view[at : at + len(data)] = data

@@ -24,7 +24,7 @@ from daxfs import abi
 from daxfs.core import layout, scan
 from daxfs.core.alloc import Run
 from daxfs.core.events import Event
-from daxfs.core.inode import Inode, read_leaf
+from daxfs.core.inode import Inode, read_leaves
 from daxfs.core.runs import RunSet
 from daxfs.errors import BadArgument, Poisoned
 
@@ -183,12 +183,10 @@ def _owners(vol: Volume, first: int, count: int) -> Iterator[tuple[int, Run]]:
             mapped = (batch["leaf"] == 0) & (batch["extents"] > i)
             yield from _touching(numbers[mapped], batch["body"][mapped][:, i], first, end)
         for record in batch[batch["leaf"] != 0]:
-            ino, generation, block = int(record["ino"]), int(record["generation"]), int(record["leaf"])
-            while block:
-                head, entries = read_leaf(vol.pmem.view, block, vol.block_size, ino, generation)
+            ino, generation, leaf = int(record["ino"]), int(record["generation"]), int(record["leaf"])
+            for _, _, entries in read_leaves(vol.pmem.view, vol.block_size, vol.data_blocks, leaf, ino, generation):
                 extents = np.frombuffer(entries, scan.EXTENT_DTYPE)
                 yield from _touching(np.full(len(extents), ino), extents, first, end)
-                block = int(head["next"])
 
 
 def _touching(numbers: Any, extents: Any, first: int, end: int) -> Iterator[tuple[int, Run]]:

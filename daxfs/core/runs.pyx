@@ -345,6 +345,11 @@ cdef class RunSet(RunMap):
         """Take out whatever of a run is in the set; returns that, as runs."""
         return self._carve(start, count, None)
 
+    def holds(self, uint64_t start, uint64_t count):
+        """Whether any block of a run is in the set."""
+        cdef const dx_extent *e = dx_find(&self.m, start, NULL, NULL)
+        return e != NULL and e.logical < start + count
+
     def within(self, uint64_t start, uint64_t count):
         """What of a run is in the set, as runs."""
         cdef uint32_t li = 0, i = 0

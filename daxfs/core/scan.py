@@ -7,15 +7,18 @@ live (their CRC). What cannot be believed raises Corrupt: the caller refuses to 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from daxfs.core import layout, xattr
-from daxfs.core.inode import read_leaf
+from daxfs.core.inode import read_leaves
 from daxfs.errors import Corrupt
 
 if TYPE_CHECKING:
@@ -37,11 +40,12 @@ _BATCH_CHUNKS = 2048
 
 @dataclass
 class Survey:
-    """`starts`, `counts`: all runs in use, sorted. `free_inodes`: numbers that a chunk has room for. `orphans`: nlink 0."""
+    """`starts`, `counts`: all runs in use, sorted. `free_inodes`: numbers that a chunk has room for, falling. `orphans`:
+    nlink 0."""
 
     starts: Array
     counts: Array
-    free_inodes: list[int]
+    free_inodes: array[int]
     orphans: list[int]
 
     def gaps(self, blocks: int) -> tuple[Array, Array]:
@@ -53,24 +57,51 @@ class Survey:
         return starts[keep], (stops - starts)[keep]
 
 
+def chunk_starts(words: Array) -> Array:
+    """The first block of each chunk, out of the inode directory's entries from number 0 on. Corrupt."""
+    blocks = words & np.uint64(0xFFFF_FFFF_FFFF)
+    numbers = np.arange(len(words), dtype=np.uint64)
+    check = np.full(len(words), crc32c(bytes(16)) & 0xFFFF, np.uint64)
+    for part in range(3):  # a CRC is linear, so the check of an entry is the sum of what its 16-bit parts contribute
+        for at, values in ((2 * part, numbers), (8 + 2 * part, blocks)):
+            digits = values >> np.uint64(16 * part) & np.uint64(0xFFFF)
+            if digits.any():
+                check ^= _crc_parts(at)[digits]
+    wrong = np.flatnonzero((check != words >> np.uint64(48)) | (words == 0))
+    if len(wrong):
+        index = int(wrong[0])
+        raise Corrupt(f"inode directory: entry {index} is {'damaged' if words[index] else 'missing'}")
+    return blocks
+
+
+@cache
+def _crc_parts(at: int) -> Array:
+    """What the two bytes from `at` on add to the lower half of the CRC of 16 bytes, for each value of theirs."""
+    base = crc32c(bytes(16))
+    parts = np.zeros(1, np.uint64)
+    for bit in range(16):
+        one = crc32c((1 << (8 * at + bit)).to_bytes(16, "little")) ^ base
+        parts = np.concatenate((parts, parts ^ np.uint64(one & 0xFFFF)))
+    return parts
+
+
 def inode_batches(volume: Volume) -> Iterator[Array]:
     """The inode table in batches of records, from inode 0 on."""
     size = volume.block_size
-    image = volume.pmem.bytes[: volume.blocks * size].reshape(-1, size)
     per_chunk = layout.chunk_blocks(size)
     used = layout.CHUNK_INODES * layout.INODE_SIZE
     chunks = np.array(volume.chunks, dtype=np.int64)
     for first in range(0, len(chunks), _BATCH_CHUNKS):
         starts = chunks[first : first + _BATCH_CHUNKS]
         blocks = (starts[:, None] + np.arange(per_chunk)).reshape(-1)
-        raw = image[blocks].reshape(len(starts), per_chunk * size)[:, :used]
+        raw = volume.pmem.gather(blocks, size).reshape(len(starts), per_chunk * size)[:, :used]
         yield np.ascontiguousarray(raw).reshape(-1).view(INODE_DTYPE)
 
 
 def survey(volume: Volume) -> Survey:
     """Look at the whole volume. Corrupt if something cannot be believed or a block has two owners."""
     runs: list[tuple[Array, Array]] = []
-    free_inodes: list[int] = []
+    free_inodes = [np.zeros(0, np.uint64)]
     orphans: list[int] = []
     per_chunk = layout.chunk_blocks(volume.block_size)
     runs.append((np.zeros(1, "<u8"), np.array([volume.sb["data_start"]], "<u8")))
@@ -81,18 +112,19 @@ def survey(volume: Volume) -> Survey:
         numbers = np.arange(number, number + len(batch), dtype=np.uint64)
         number += len(batch)
         live = batch["mode"] != 0
-        free_inodes += [int(n) for n in numbers[~live] if n]
-        batch, numbers = batch[live], numbers[live]
+        free_inodes.append(numbers[~live & (numbers > 0)])
+        if not live.all():
+            batch, numbers = batch[live], numbers[live]
         _verify(batch, numbers)
         orphans += [int(n) for n in numbers[batch["nlink"] == 0]]
         runs += _inline_runs(batch)
         runs += _chained_runs(volume, batch)
     starts = np.concatenate([s for s, _ in runs])
     counts = np.concatenate([c for _, c in runs])
-    return _settle(volume, starts, counts, free_inodes, orphans)
+    return _settle(volume, starts, counts, np.concatenate(free_inodes), orphans)
 
 
-def _settle(volume: Volume, starts: Array, counts: Array, free_inodes: list[int], orphans: list[int]) -> Survey:
+def _settle(volume: Volume, starts: Array, counts: Array, free_inodes: Array, orphans: list[int]) -> Survey:
     order = np.argsort(starts, kind="stable")
     starts, counts = starts[order], counts[order]
     ends = starts + counts
@@ -101,7 +133,7 @@ def _settle(volume: Volume, starts: Array, counts: Array, free_inodes: list[int]
         raise Corrupt(f"block {int(starts[wrong[0] + 1])} has two owners")
     if len(ends) and (int(ends[-1]) > volume.blocks or bool((ends < starts).any())):
         raise Corrupt("a file has blocks outside the image")
-    return Survey(starts, counts, free_inodes[::-1], orphans)
+    return Survey(starts, counts, array("Q", free_inodes[::-1].tobytes()), orphans)
 
 
 def _verify(batch: Array, numbers: Array) -> None:
@@ -109,36 +141,31 @@ def _verify(batch: Array, numbers: Array) -> None:
         bad = numbers[(batch["magic"] != layout.INODE_MAGIC) | (batch["ino"] != numbers)]
         raise Corrupt(f"inode {int(bad[0])}: the record is not an inode, or another's")
     raw = np.ascontiguousarray(batch).view(np.uint8).data
-    for i, ino in enumerate(numbers):
-        at = i * layout.INODE_SIZE
-        layout.verify(raw[at : at + layout.INODE_SIZE], layout.INODE_MAGIC, f"inode {ino}", end=layout.INODE_CRC_END)
+    seed, end = crc32c(layout.INODE_MAGIC.to_bytes(4, "little")), layout.INODE_CRC_END
+    found = [crc32c(raw[at + 8 : at + end], seed) for at in range(0, len(raw), layout.INODE_SIZE)]
+    wrong = np.flatnonzero(batch["crc"] != np.array(found, "<u4"))
+    if len(wrong):
+        raise Corrupt(f"inode {int(numbers[wrong[0]])}: bad checksum")
     if bool((batch["extents"][batch["leaf"] == 0] > layout.INLINE_EXTENTS).any()):
         raise Corrupt("an inode has more inline extents than fit")
 
 
 def _inline_runs(batch: Array) -> Iterator[tuple[Array, Array]]:
-    inline = batch[(batch["leaf"] == 0) & (batch["target_length"] == 0)]
+    used = np.where((batch["leaf"] == 0) & (batch["target_length"] == 0), batch["extents"], 0)
     for i in range(layout.INLINE_EXTENTS):
-        extents = inline["body"][inline["extents"] > i][:, i]
+        rows = np.flatnonzero(used > i)
+        extents = batch["body"][rows, i]
         yield extents["physical"].astype("<u8"), extents["count"].astype("<u8")
 
 
 def _chained_runs(volume: Volume, batch: Array) -> Iterator[tuple[Array, Array]]:
     view, size = volume.pmem.view, volume.block_size
     for record in batch[(batch["leaf"] != 0) | (batch["xattr_block"] != 0)]:
-        ino, generation, block = int(record["ino"]), int(record["generation"]), int(record["leaf"])
-        found = 0
-        while block:
-            if found >= record["extents"] or not volume.sb["data_start"] <= block < volume.blocks:
-                raise Corrupt(f"inode {ino}: its chain of extent leaves is broken")
-            head, entries = read_leaf(view, block, size, ino, generation)
+        ino, generation = int(record["ino"]), int(record["generation"])
+        for block, _, entries in read_leaves(view, size, volume.data_blocks, int(record["leaf"]), ino, generation):
             extents = np.frombuffer(entries, EXTENT_DTYPE)
-            if not head["count"]:
-                raise Corrupt(f"inode {ino}: the extent leaf at block {block} is empty")
-            found += head["count"]
             yield np.array([block], "<u8"), np.ones(1, "<u8")
             yield extents["physical"].astype("<u8"), extents["count"].astype("<u8")
-            block = head["next"]
         first = int(record["xattr_block"])
         chain = xattr.read_chain(volume.pmem.load, size, volume.data_blocks, first, ino, generation)
         blocks = [block for block, _ in chain]

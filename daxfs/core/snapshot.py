@@ -6,17 +6,21 @@ mount disarms that pointer before anything is allocated. If it is missing or dam
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from array import array
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from crc32c import crc32c
 
 from daxfs.core import layout
 from daxfs.core.layout import SNAPSHOT
-from daxfs.errors import Corrupt
+from daxfs.errors import Corrupt, NoSpace
 
 if TYPE_CHECKING:
     from daxfs.core.volume import Volume
+
+Array = npt.NDArray[Any]
 
 
 def store(volume: Volume) -> None:
@@ -33,6 +37,10 @@ def store(volume: Volume) -> None:
     if len(place) > 1:
         return
     start = place[0][0]
+    try:
+        volume.pmem.reserve(start * volume.block_size, blocks * volume.block_size)
+    except NoSpace:
+        return
     head = layout.seal(SNAPSHOT.pack(
         magic=layout.SNAPSHOT_MAGIC, crc=0, address=start, sequence=sb["sequence"] + 1, runs=len(runs),
         free_inodes=len(volume.free_inodes), payload_crc=crc32c(payload), reserved=b""))  # fmt: skip
@@ -48,7 +56,7 @@ def load(volume: Volume) -> bool:
     """Fill allocator and free inodes from the snapshot of a clean volume. False if the volume must be scanned."""
     sb = volume.sb
     start, blocks = sb["snapshot_start"], sb["snapshot_blocks"]
-    if sb["state"] != layout.STATE_CLEAN or start not in volume.data_blocks or blocks > volume.blocks - start:
+    if sb["state"] != layout.STATE_CLEAN or start not in volume.data_blocks or not 0 < blocks <= volume.blocks - start:
         return False
     data = volume.pmem.view[start * volume.block_size : (start + blocks) * volume.block_size]
     try:
@@ -64,12 +72,25 @@ def load(volume: Volume) -> bool:
     if crc32c(payload) != head["payload_crc"]:
         return False
     runs = np.frombuffer(payload, "<u8", 2 * count).reshape(-1, 2)
-    ends = runs[:, 0] + runs[:, 1]
-    if count and not (runs[0, 0] >= sb["data_start"] and ends[-1] <= volume.blocks and (ends[:-1] < runs[1:, 0]).all()):
+    if not _is_free(volume, runs[:, 0], runs[:, 1]):
         return False
     numbers = np.frombuffer(payload, "<u8", inodes, 16 * count)
     if inodes and not (numbers.min() > 0 and numbers.max() < len(volume.chunks) * layout.CHUNK_INODES):
         return False
     volume.alloc.free.load(np.ascontiguousarray(runs[:, 0], np.uint64), np.ascontiguousarray(runs[:, 1], np.uint64))
-    volume.free_inodes = [int(n) for n in numbers]
+    volume.free_inodes = array("Q", numbers.tobytes())
     return True
+
+
+def _is_free(volume: Volume, starts: Array, counts: Array) -> bool:
+    """Whether the runs can be free space: in order, apart, within the data region, and clear of the inode table and the
+    ledger. What files own only a scan would tell."""
+    ends = starts + counts
+    if bool((ends <= starts).any() or (ends[:-1] >= starts[1:]).any()):
+        return False
+    if len(starts) and (starts[0] < volume.data_blocks.start or ends[-1] > volume.blocks):
+        return False
+    per_chunk = layout.chunk_blocks(volume.block_size)
+    taken = np.concatenate((np.array(volume.chunks, np.uint64), np.array(volume.ledger.blocks, np.uint64)))
+    last = taken + np.repeat(np.array([per_chunk, 1], np.uint64), [len(volume.chunks), len(volume.ledger.blocks)])
+    return bool((np.searchsorted(ends, taken, "right") == np.searchsorted(starts, last, "left")).all())

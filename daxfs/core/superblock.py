@@ -15,6 +15,9 @@ from daxfs.errors import Corrupt, ImageError
 
 Superblock = dict[str, Any]
 
+_JOURNAL_BYTES_MAX = 64 << 20  # sixteen times what mkfs makes: replay reads it as a whole
+_COUNTER_MAX = 1 << 62  # of what rises by one: beyond it is a forgery
+
 
 def load(pmem: Pmem) -> Superblock:
     """The newest valid copy. The second one is looked for at every block size there is."""
@@ -56,10 +59,13 @@ def _check(pmem: Pmem, sb: Superblock) -> None:
         raise ImageError(f"{path}: the superblock makes no sense (block size {size}); see: daxfs fsck {path}")
     if blocks > pmem.size // size:
         raise ImageError(f"{path} is truncated: it has {pmem.size} bytes of {blocks * size}; restore it from a copy")
+    if max(sb["sequence"], sb["mounts"], sb["dirty_shutdowns"]) > _COUNTER_MAX:
+        raise ImageError(f"{path}: the superblock's counters make no sense; see: daxfs fsck {path}")
     at = 2
-    for name in ("journal", "idir"):
+    chunks = blocks // layout.chunk_blocks(size)
+    for name, least, most in (("journal", 2, _JOURNAL_BYTES_MAX // size), ("idir", 1, -(-chunks * 8 // size))):
         start, count = sb[f"{name}_start"], sb[f"{name}_blocks"]
-        if start != at or count < 2 - (name == "idir") or count > blocks:
+        if start != at or not least <= count <= most:
             raise ImageError(f"{path}: the superblock's {name} region makes no sense; see: daxfs fsck {path}")
         at = start + count
     if sb["data_start"] != at or at >= blocks or sb["state"] not in (layout.STATE_CLEAN, layout.STATE_MOUNTED):

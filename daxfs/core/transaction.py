@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from daxfs.core.alloc import Run
-from daxfs.errors import ReadOnly
+from daxfs.errors import Corrupt, FsError, NoSpace, ReadOnly
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
@@ -55,9 +55,25 @@ class Transaction:
 
     def take(self, count: int, goal: int = 0, *, meta: bool = False) -> list[Run]:
         """Allocate blocks (alloc.Allocator.take)."""
-        runs = self._volume.alloc.take(count, goal, meta=meta)
+        alloc = self._volume.alloc
+        runs = alloc.take(count, goal, meta=meta)
+        try:
+            self._reserve(runs)
+        except NoSpace:  # of the host: what was used before and is free again needs no more of it
+            runs = alloc.take(count, alloc.data_start, meta=meta)
+            self._reserve(runs)
         self._taken += runs
         return runs
+
+    def _reserve(self, runs: list[Run]) -> None:
+        """Have the host's disk behind blocks that were taken; else they are given back. NoSpace."""
+        volume = self._volume
+        try:
+            for start, count in runs:
+                volume.pmem.reserve(start * volume.block_size, count * volume.block_size)
+        except BaseException:
+            volume.alloc.give(runs)
+            raise
 
     def take_block(self) -> int:
         """One block for metadata; it may come out of the reserve."""
@@ -66,6 +82,7 @@ class Transaction:
     def take_chunk(self, count: int) -> int:
         """`count` metadata blocks in a row."""
         start = self._volume.alloc.take_chunk(count)
+        self._reserve([(start, count)])
         self._taken.append((start, count))
         return start
 
@@ -101,9 +118,9 @@ class Transaction:
         try:
             for inode in list(self._inodes.values()):
                 inode.store(self)
+            self._check_freed()
             if self._records:
-                volume.pmem.fence()
-                volume.journal.commit(self._records)
+                volume.journal.commit(self._records)  # whose first fence is that of the fresh blocks, too
         except BaseException as e:
             if volume.journal.sequence == sequence:
                 self._abort()
@@ -111,6 +128,15 @@ class Transaction:
                 volume.fail(f"within a commit: {e!r}")
             raise
         self._finish()
+
+    def _check_freed(self) -> None:
+        """Corrupt if a block is freed twice: only an image on which two files own it can ask for that."""
+        volume = self._volume
+        end = volume.data_blocks.start
+        for start, count in sorted([*self._freed, *self._freed_unsafe]):
+            if start < end or not volume.has_owner(start, count):
+                raise Corrupt(f"blocks {start}+{count} are freed, but belong to somebody else as well, or to nobody")
+            end = start + count
 
     def _finish(self) -> None:
         volume = self._volume
@@ -132,4 +158,7 @@ class Transaction:
     def _abort(self) -> None:
         self._volume.alloc.give(self._taken)
         for what in [*self._touched, *self._inodes.values()]:
-            what.revert()
+            try:
+                what.revert()
+            except FsError as e:  # media are not what they were when the transaction began
+                self._volume.fail(f"an aborted change cannot be undone: {e.why}")

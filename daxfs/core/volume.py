@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, MutableSequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,12 +38,15 @@ from daxfs.core.poison import Poison
 from daxfs.core.policy import Operation, Outcome, Settings
 from daxfs.core.runs import RunSet
 from daxfs.core.transaction import Transaction
-from daxfs.errors import BadHandle, Corrupt, ImageError, NoSpace, ReadOnly
+from daxfs.errors import BadHandle, Corrupt, FsError, ImageError, NoSpace, ReadOnly
 
 if TYPE_CHECKING:
     from daxfs.core.superblock import Superblock
 
 __all__ = ["Transaction", "Volume", "format_image"]
+
+_IDIR_LOOK = 1 << 16  # bytes of the inode directory behind its end that each mount looks at
+_LEDGER_BLOCKS_MAX = 1 << 32  # each block counted once for each pin: what mounting may have to count
 
 
 class Volume:
@@ -58,8 +62,10 @@ class Volume:
         self.block_shift = self.block_size.bit_length() - 1
         self.blocks: int = sb["blocks"]
         self.data_blocks = range(sb["data_start"], self.blocks)
+        self._idir = range(sb["idir_start"] * self.block_size, (sb["idir_start"] + sb["idir_blocks"]) * self.block_size)
         self.uuid: bytes = sb["uuid"]
-        self.journal = Journal(pmem, sb["journal_start"], sb["journal_blocks"], self.block_size)
+        self.journal = Journal(pmem, sb["journal_start"], sb["journal_blocks"], self.block_size,
+                               self.blocks * self.block_size)  # fmt: skip
         self.alloc = Allocator(sb["data_start"], self.blocks)
         self.ledger = Ledger(self)
         self.owned = 0  # blocks of files and of the volume itself: counted by transactions, not made from the others
@@ -73,24 +79,30 @@ class Volume:
         self.events = EventQueues()
         self.leases = Leases(self._tell_lease)
         self.breaks: dict[int, list[Break]] = {}  # by inode: layout changes that wait, so that new pins wait behind them
-        self.chunks: list[int] = []  # first block of each chunk of inodes
-        self.free_inodes: list[int] = []
+        self.unlinked: dict[int, Inode] = {}  # those in memory that have no link any more
+        self.chunks: MutableSequence[int] = array("Q")  # first block of each chunk of inodes
+        self.free_inodes: MutableSequence[int] = array("Q")  # the last is taken first
         self._inodes: dict[int, Inode] = {}
         self.root: Inode
 
     # -- life --
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, readonly: bool = False, hostsync: bool = False, now: int,
+    def open(cls, image: str | os.PathLike[str] | Pmem, *, readonly: bool = False, hostsync: bool = False, now: int,
              boot_id: bytes = b"", lock: bool = True) -> Volume:  # fmt: skip
-        """Mount an image. `boot_id` (16 bytes) tells which boot of the host this is. ImageError says what is wrong."""
-        pmem = Pmem(path, readonly=readonly, hostsync=hostsync, lock=lock)
+        """Mount an image, given its path or a medium that has it. `boot_id` (16 bytes) tells which boot of the host this
+        is. ImageError says what is wrong."""
+        pmem = image if isinstance(image, Pmem) else Pmem(image, readonly=readonly, hostsync=hostsync, lock=lock)
         try:
-            volume = cls(pmem, superblock.load(pmem))
             try:
+                volume = cls(pmem, superblock.load(pmem))
                 volume._recover(now, boot_id or bytes(16))
             except (Corrupt, BadHandle) as e:
                 raise ImageError(f"{pmem.path} is damaged: {e.why}; see: daxfs fsck {pmem.path}") from e
+            except NoSpace as e:
+                raise ImageError(f"{e.why}; make room there, or mount it read-only: -o ro") from None
+            except MemoryError:
+                raise ImageError(f"{pmem.path}: there is not enough memory to mount {pmem.size} bytes") from None
         except BaseException:
             pmem.close()
             raise
@@ -99,12 +111,13 @@ class Volume:
     def _recover(self, now: int, boot_id: bytes) -> None:
         armed = self.sb["state"] == layout.STATE_MOUNTED
         self.last_shutdown = _last_shutdown(armed, self.sb["boot_id"] == boot_id)
-        self.journal.replay()
+        replayed = self.journal.replay()
         self._load_chunks()
         entries = self.ledger.load(boot_id)
-        if snapshot.load(self):
+        if not replayed and snapshot.load(self):
             orphans: list[int] = []
         else:
+            self._check_end_of_chunks()
             found = scan.survey(self)
             self.alloc.free.load(*(np.ascontiguousarray(a, dtype=np.uint64) for a in found.gaps(self.blocks)))
             self.free_inodes = found.free_inodes
@@ -116,13 +129,14 @@ class Volume:
             raise Corrupt("the root inode is not a directory")
         if self.readonly:
             return
-        self.ledger.renew(boot_id)
+        self.pmem.reserve(0, self.journal.end)
         self.sb["mounts"] += 1
         self.sb["dirty_shutdowns"] += armed
         self.sb["state"] = layout.STATE_MOUNTED
         self.sb["boot_id"] = boot_id
         self.sb["snapshot_start"] = self.sb["snapshot_blocks"] = 0
         superblock.store(self.pmem, self.sb)
+        self.ledger.renew(boot_id)  # by transactions: only an armed volume has one in its journal
         self.ledger.trim(now)
         for ino in orphans:
             self._reap_orphan(ino, now)
@@ -130,6 +144,8 @@ class Volume:
     def _adopt(self, entries: list[Entry], now: int) -> None:
         """Pins of holders that outlived a daemon: their blocks stay away from everybody, owned or busy."""
         by_pin: dict[int, Pin] = {}
+        if sum(e.count for e in entries) > _LEDGER_BLOCKS_MAX:
+            raise Corrupt("pin ledger: its pins cover more blocks than anybody could pin")
         for e in entries:
             holder = Holder(e.pid, "", e.started)
             pin = by_pin.setdefault(e.pin, Pin(e.pin, None, None, e.ino, 0, 0, e.flags, [], 0, holder, now))
@@ -143,23 +159,38 @@ class Volume:
                 self.busy_list.insert(self.alloc.free.remove(*run))
 
     def _reap_orphan(self, ino: int, now: int) -> None:
-        with contextlib.suppress(Corrupt):  # its blocks stay taken; fsck tells
+        with contextlib.suppress(FsError):  # its blocks stay taken; fsck tells
             self.end_inode(self.inode(ino), now)
 
     def _load_chunks(self) -> None:
-        first = self.sb["idir_start"] * self.block_size >> 3
-        words = np.array(self.pmem.words[first : first + (self.sb["idir_blocks"] * self.block_size >> 3)], dtype=np.uint64)
-        count = int(np.count_nonzero(words))
-        if bool(words[count:].any()):
-            raise Corrupt("inode directory: an entry is missing")
-        per_chunk = layout.chunk_blocks(self.block_size)
-        for index, word in enumerate(words[:count].tolist()):
-            block = layout.idir_block(index, word)
-            if block not in self.data_blocks or block + per_chunk > self.blocks:
-                raise Corrupt(f"inode directory: chunk {index} lies outside the image")
-            self.chunks.append(block)
-        if not count:
+        """Read the inode directory up to its first empty entry, which is found by halving: a large one is mostly empty."""
+        at, low, high = self._idir.start, 0, len(self._idir) // 8
+        while low < high:
+            middle = (low + high) // 2
+            if self.pmem.load_word(at + 8 * middle):
+                low = middle + 1
+            else:
+                high = middle
+        if not low:
             raise Corrupt("inode directory: it is empty")
+        starts = scan.chunk_starts(np.array(self.pmem.words[at >> 3 : (at >> 3) + low], np.uint64))
+        per_chunk = layout.chunk_blocks(self.block_size)
+        outside = np.flatnonzero((starts < self.data_blocks.start) | (starts > self.blocks - per_chunk))
+        if len(outside):
+            raise Corrupt(f"inode directory: chunk {int(outside[0])} lies outside the image")
+        if bool((np.diff(np.sort(starts)) < per_chunk).any()):
+            raise Corrupt("inode directory: two chunks overlap")
+        self.chunks = array("Q", starts.tobytes())
+        self._check_end_of_chunks(_IDIR_LOOK)
+
+    def _check_end_of_chunks(self, look: int | None = None) -> None:
+        """That no entry comes after the last one; only the next `look` bytes, unless what is missing would be free space."""
+        rest = self._idir[8 * len(self.chunks) :][:look]
+        ranges = [(rest.start, rest.stop)] if look else self.pmem.written(rest.start, rest.stop)
+        for first, end in ranges:  # a large one is a hole of the image's file
+            for at in range(first >> 3, end >> 3, _IDIR_LOOK):
+                if bool(np.array(self.pmem.words[at : min(at + _IDIR_LOOK, end >> 3)]).any()):
+                    raise Corrupt("inode directory: an entry is missing")
 
     def close(self, now: int) -> None:
         """Unmount cleanly. After a failure the volume stays armed, so that the next mount scans it. Again: no effect."""
@@ -175,7 +206,6 @@ class Volume:
             snapshot.store(self)
             self.sb["state"] = layout.STATE_CLEAN
             superblock.store(self.pmem, self.sb)
-            self.pmem.fence()
         self.closed = True
         self.set_hot()
         self.pmem.close()
@@ -241,6 +271,8 @@ class Volume:
         ino = self.free_inodes.pop()
         inode = Inode(self, ino, self.inode_at(ino))
         was = self.pmem.view[inode.at : inode.at + INODE_SIZE]
+        if ino in self._inodes or any(was[20:24]):  # its mode
+            raise Corrupt(f"inode {ino} is in use, but was said to be free")
         inode.generation = int.from_bytes(was[16:20], "little") % 0xFFFF_FFFF + 1
         inode.mode, inode.uid, inode.gid, inode.rdev, inode.parent = mode, uid, gid, rdev, parent
         inode.nlink = 2 if inode.is_dir else 1
@@ -254,16 +286,19 @@ class Volume:
     def _add_chunk(self, now: int) -> None:
         per_chunk = layout.chunk_blocks(self.block_size)
         index = len(self.chunks)
-        if index >= self.sb["idir_blocks"] * self.block_size // 8:
+        if 8 * index >= len(self._idir):
             raise NoSpace("the volume has no room for more inodes")
+        at = self._idir[8 * index]
+        if self.pmem.load_word(at):
+            raise Corrupt("inode directory: an entry is missing")
+        self.pmem.reserve(at, 8)
         with self.transaction(now) as txn:
             block = txn.take_chunk(per_chunk)
             txn.fresh(block * self.block_size, bytes(per_chunk * self.block_size))
-            at = self.sb["idir_start"] * self.block_size + index * 8
             txn.write(at, layout.idir_word(index, block).to_bytes(8, "little"))
         self.chunks.append(block)
         first = index * CHUNK_INODES
-        self.free_inodes += range(first + CHUNK_INODES - 1, max(first, ROOT_INO + 1) - 1, -1)
+        self.free_inodes.extend(range(first + CHUNK_INODES - 1, max(first, ROOT_INO + 1) - 1, -1))
 
     def in_memory(self) -> list[Inode]:
         """The inodes that somebody refers to, or did a moment ago."""
@@ -274,6 +309,11 @@ class Volume:
         inode.directory = None  # a cycle, which only the garbage collector would find
         if self._inodes.get(inode.ino) is inode:
             del self._inodes[inode.ino]
+        self.unlinked.pop(inode.ino, None)
+
+    def about_to_free(self) -> bool:
+        """Whether an inode without a link or an open description is kept by no more than the kernel's lookups."""
+        return any(not (inode.nlink or inode.opens or inode.dead) for inode in self.unlinked.values())
 
     def forget(self, inode: Inode) -> None:
         """Out of memory, if neither the kernel nor an open description refers to it."""
@@ -350,6 +390,11 @@ class Volume:
         idle, pinned = self.pins.counts.split(runs)
         self.give(idle)
         self.busy_list.insert(pinned)
+
+    def has_owner(self, start: int, count: int) -> bool:
+        """Whether a run lies within the image, and none of it is free, busy or retired: so somebody has it."""
+        nobodys = (self.alloc.free, self.busy_list.extents, self.poison.retired)
+        return count <= self.blocks - start and not any(runs.holds(start, count) for runs in nobodys)
 
     def give(self, runs: list[Run]) -> None:
         """Blocks that are nobody's: free, but for poisoned ones, which are retired."""

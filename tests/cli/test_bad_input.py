@@ -132,7 +132,7 @@ def test_mount_points(home: Path) -> None:
 
 def test_an_image_in_use(mount: Mounted, home: Path) -> None:
     before = mount.info()["uuid"]
-    refused(1, "mount", "--image", mount.image, home / "mnt", says="in use")
+    refused(1, "mount", "--image", mount.image, "--log", home / "log", home / "mnt", says="in use")
     refused(1, "mkfs", "--force", "--size", "16M", mount.image, says="in use")
     refused(1, "mount", "--image", home / "other", mount.path, says="mounted already")
     assert daxfs("fsck", mount.image, check=False).returncode == 8

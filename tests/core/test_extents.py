@@ -112,7 +112,7 @@ class MapAndModel:
         block = self.map.leaf(0)[0] if self.map.leaves else 0
         while block:
             following, count, data = self.media[block]
-            again.append_leaf(data, count, block, following, LIMIT)
+            again.append_leaf(data, count, block, following, 2, LIMIT)
             block = following
         return again
 
@@ -254,7 +254,7 @@ hostile_extents = st.lists(
 def sound(extents: list[tuple[int, int, int, int]], last: int) -> bool:
     """Whether a leaf may hold these extents behind block `last` of the file."""
     for logical, physical, count, flags in extents:
-        if logical < last or logical >= 1 << 52 or count == 0 or flags > 1:
+        if logical < last or logical + count > 1 << 51 or count == 0 or flags > 1:
             return False
         if physical < 2 or physical + count > LIMIT:
             return False
@@ -273,11 +273,11 @@ def test_hostile_leaves(first: list[tuple[int, int, int, int]], second: list[tup
         last = taken[-1][0] + taken[-1][2] if taken else 0
         good = 0 < count <= min(6, len(extents)) and sound(extents[:count], last)
         if good:
-            m.append_leaf(data, count, 77, 0, LIMIT)
+            m.append_leaf(data, count, 77, 0, 2, LIMIT)
             taken += extents[:count]
         else:
             with pytest.raises(ValueError, match=r"leaf|extent"):
-                m.append_leaf(data, count, 77, 0, LIMIT)
+                m.append_leaf(data, count, 77, 0, 2, LIMIT)
         assert list(m) == taken
         assert m.blocks == sum(e[2] for e in taken)
 
@@ -286,7 +286,7 @@ def test_hostile_leaves(first: list[tuple[int, int, int, int]], second: list[tup
 def test_any_bytes_as_a_leaf(data: bytes, count: int) -> None:
     m = ExtentMap(6)
     try:
-        m.append_leaf(data, count, 0, 0, LIMIT)
+        m.append_leaf(data, count, 0, 0, 2, LIMIT)
     except ValueError:
         assert list(m) == []
     else:
@@ -295,7 +295,7 @@ def test_any_bytes_as_a_leaf(data: bytes, count: int) -> None:
 
 def test_inline_extents_may_be_none() -> None:
     m = ExtentMap(4)
-    m.append_leaf(b"", 0, 0, 0, LIMIT)
+    m.append_leaf(b"", 0, 0, 0, 2, LIMIT)
     assert (m.leaves, list(m)) == (0, [])
 
 

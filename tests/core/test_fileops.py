@@ -17,7 +17,7 @@ from daxfs.core.fileops import FALLOC_KEEP_SIZE as KEEP
 from daxfs.core.fileops import FALLOC_PUNCH_HOLE, copy_range, fallocate, read, truncate, write
 from daxfs.core.fileops import FALLOC_ZERO_RANGE as ZERO
 from daxfs.core.inode import Inode
-from daxfs.core.layout import FILE_SIZE_MAX
+from daxfs.core.layout import BLOCK_SIZES, FILE_SIZE_MAX
 from daxfs.core.namespace import Caller
 from daxfs.core.pins import Holder
 from daxfs.core.volume import Volume
@@ -571,6 +571,15 @@ def test_one_file_against_a_bytearray(tmp_path_factory: pytest.TempPathFactory, 
             assert read(vol, inode, 0, 20 * B) == bytes(want)
             inode.map.check()
         vol.check()
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_the_smallest_journal_has_room_for_a_punch_with_two_ragged_edges(tmp_path: Path, block_size: int) -> None:
+    with fresh_volume(tmp_path, 1 << 20, block_size) as vol:
+        inode = namespace.create(vol, NOW, vol.root, b"file", 0o644, Caller(0, 0))
+        write(vol, NOW, inode, 0, b"x" * 3 * block_size)
+        fallocate(vol, NOW, inode, PUNCH, 1, 3 * block_size - 2)
+        assert read(vol, inode, 0, 4 * block_size) == b"x" + bytes(3 * block_size - 2) + b"x"
 
 
 def test_free_blocks_hold_garbage(vol: Volume) -> None:

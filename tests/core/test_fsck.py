@@ -212,7 +212,7 @@ def test_no_image(tmp_path: Path, data: bytes) -> None:
 
 
 def test_without_superblocks_nothing_can_be_checked(image: Medium) -> None:
-    for at in (100, BS + 100):
+    for at in (100, BS + 100, image.sb["idir_start"] * BS):
         image.pmem.store(at, b"\xff")
     with pytest.raises(ImageError, match="restore"):
         image.check()
@@ -340,6 +340,8 @@ DAMAGE: list[tuple[str, Callable[[Medium], object], str]] = [
     ("extent in metadata", lambda m: m.set_extents("small", (0, 3, 1, 0)), "outside the data region"),
     ("extent wraps", lambda m: m.set_extents("small", (0, (1 << 64) - 1, 2, 0)), "outside the data region"),
     ("extent too long", lambda m: m.set_extents("small", (0, m.sb["blocks"] - 1, 2, 0)), "outside the data region"),
+    ("more than there is", lambda m: m.set_extents("small", *((i * 3000, m.sb["data_start"], 3000, 0) for i in range(2))),
+     "it maps 6000 blocks, more than there are"),
     ("extent empty", lambda m: m.set_extents("small", (0, 1000, 0, 0)), "empty or not valid"),
     ("extent flags", lambda m: m.set_extents("small", (0, 3000, 1, 2)), "empty or not valid"),
     ("extent logical", lambda m: m.set_extents("small", ((1 << 64) - 1, 3000, 2, 0)), "empty or not valid"),

@@ -554,7 +554,7 @@ BREAK: dict[str, tuple[Callable[[Broken], None], str]] = {
     "a chunk outside": (lambda b: b.word(1, layout.idir_word(1, b.vol.blocks - 1)), "lies outside the image"),
     "a chunk in the journal": (lambda b: b.word(1, layout.idir_word(1, 4)), "lies outside the image"),
     "a gap in the inode directory": (lambda b: b.word(5, layout.idir_word(5, 500)), "an entry is missing"),
-    "a chunk twice": (lambda b: b.word(1, layout.idir_word(1, b.vol.chunks[0])), "two owners|not an inode"),
+    "a chunk twice": (lambda b: b.word(1, layout.idir_word(1, b.vol.chunks[0])), "two chunks overlap"),
     "a journal header": (lambda b: b.vol.pmem.store(2 * B, b"xx"), "journal header"),
     "a commit word": (lambda b: b.vol.pmem.store_word(2 * B + 64, 77), "commit word does not match"),
 }  # fmt: skip

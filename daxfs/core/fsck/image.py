@@ -6,6 +6,7 @@ applied is replayed into it, so what is checked is what the next mount will see.
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daxfs.core import layout, superblock
+from daxfs.core import layout
 from daxfs.core.fsck.report import Array, Report
+from daxfs.core.fsck.superblocks import check_superblocks, choose_superblock
 from daxfs.core.journal import Journal
-from daxfs.core.layout import JOURNAL_HEADER, SUPERBLOCK
+from daxfs.core.layout import JOURNAL_HEADER
 from daxfs.core.pmem import Pmem
-from daxfs.errors import Corrupt, ImageError
+from daxfs.errors import Corrupt
 
 if TYPE_CHECKING:
     from daxfs.core.superblock import Superblock
-
-# What both copies of the superblock agree on for ever.
-_CONSTANT = ("kind", "version", "uuid", "block_size", "blocks", "journal_start", "journal_blocks", "idir_start",
-             "idir_blocks", "data_start", "created")  # fmt: skip
-
 
 class Image:
     """`chunk_numbers` and `chunk_blocks`: the chunks of the inode table that can be read, in order of number."""
@@ -39,17 +36,31 @@ class Image:
         self.data = range(sb["data_start"], self.blocks)
         self.clean = sb["state"] == layout.STATE_CLEAN
         self.per_chunk = layout.chunk_blocks(self.block_size)
-        _check_superblocks(pmem, sb, report)
+        check_superblocks(pmem, sb, report)
         _replay(pmem, sb, report)
         self.chunk_numbers, self.chunk_blocks = self._chunks(report)
+        self._chunk_starts: list[int] = np.sort(self.chunk_blocks).tolist()
 
     def block(self, number: int) -> bytes:
         return self.pmem.load(number * self.block_size, self.block_size)
 
+    def idir(self) -> Array:
+        """The words of the inode directory."""
+        start, count = self.sb["idir_start"] * self.block_size, self.sb["idir_blocks"] * self.block_size
+        words: Array = self.pmem.bytes[start : start + count].view("<u8")
+        return words
+
+    def idir_at(self, index: int) -> int:
+        """Address of a word of the inode directory."""
+        return int(self.sb["idir_start"]) * self.block_size + 8 * index
+
+    def in_chunk(self, block: int) -> bool:
+        """Whether a block is one of the inode table."""
+        at = bisect.bisect_right(self._chunk_starts, block) - 1
+        return at >= 0 and block < self._chunk_starts[at] + self.per_chunk
+
     def _chunks(self, report: Report) -> tuple[Array, Array]:
-        size = self.block_size
-        start, count = self.sb["idir_start"] * size, self.sb["idir_blocks"] * size
-        words = self.pmem.bytes[start : start + count].view("<u8")
+        words = self.idir()
         numbers, blocks = [], []
         used = np.flatnonzero(words)
         for index, word in zip(used.tolist(), words[used].tolist(), strict=True):
@@ -80,42 +91,18 @@ class Image:
 def open_image(target: str | os.PathLike[str] | Pmem, report: Report) -> Iterator[Image]:
     """The image of a path (locked against mounts meanwhile), or the one that a volume has open. ImageError if it cannot
     be checked at all."""
-    lock = not isinstance(target, Pmem)
-    pmem = Pmem(report.path, readonly=True, lock=lock)
+    pmem = target.private() if isinstance(target, Pmem) else Pmem(report.path, readonly=True)
     try:
-        try:
-            sb = superblock.load(pmem)
-        except ImageError as e:
-            advice = "nothing can be read without one; restore the image from a copy"
-            raise ImageError(e.why.replace(f"see: daxfs fsck {pmem.path}", advice)) from None
-        yield Image(pmem, sb, report)
+        yield Image(pmem, choose_superblock(pmem, report), report)
     finally:
         pmem.close()
 
 
-def _check_superblocks(pmem: Pmem, newest: Superblock, report: Report) -> None:
-    for copy, at in ((0, 0), (1, newest["block_size"])):
-        what = f"superblock copy {'AB'[copy]}"
-        record = pmem.load(at, SUPERBLOCK.size)
-        try:
-            layout.verify(record, layout.SB_MAGIC, what)
-        except Corrupt as e:
-            report.error(f"{e.why}; the other copy is used")
-            continue
-        values = SUPERBLOCK.unpack(record)
-        if values["copy"] != copy or any(values[name] != newest[name] for name in _CONSTANT):
-            report.error(f"{what}: it does not go with the other copy")
-        elif values["sequence"] == newest["sequence"] and newest["copy"] != copy:
-            report.error("both copies of the superblock have the same sequence")
-    if newest["state"] == layout.STATE_MOUNTED:
-        report.note("the volume is mounted, or was not unmounted: the next mount recovers it")
-
-
 def _replay(pmem: Pmem, sb: Superblock, report: Report) -> None:
     size, start, blocks = sb["block_size"], sb["journal_start"], sb["journal_blocks"]
-    journal = Journal(pmem, start, blocks, size)
+    journal = Journal(pmem, start, blocks, size, sb["blocks"] * size)
     try:
-        if JOURNAL_HEADER.unpack(pmem.view, start * size)["body_blocks"] != blocks - 1:
+        if JOURNAL_HEADER.unpack(pmem.load(start * size, JOURNAL_HEADER.size))["body_blocks"] != blocks - 1:
             report.error("journal header: its size is not the superblock's")
         if journal.replay():
             text = "a committed transaction waits in the journal: checked as if it were applied"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from crc32c import crc32c
 
+from daxfs import abi
 from daxfs.core import layout
 from daxfs.core.fsck.image import Image
 from daxfs.core.fsck.report import Array, Report
@@ -20,6 +21,7 @@ _NAMES = (
     "the xattr blocks of inode {}", "the pin ledger", "the free space of the snapshot",
 )  # fmt: skip
 _KIND_SHIFT = 56
+LEDGER_BLOCKS_MAX = 1 << 32  # of all pins together, as Volume has it
 
 
 class Owners:
@@ -35,14 +37,30 @@ class Owners:
     def add_block(self, kind: int, block: int, number: int = 0) -> None:
         self._single.append((block, number | kind << _KIND_SHIFT))
 
-    def settle(self, image: Image, report: Report) -> int:
-        """Report every block with two owners. How many blocks nobody owns."""
+    def table(self) -> tuple[Array, Array, Array]:
+        """(start, end, tag) of all runs, in order of start."""
         single = np.array(self._single, np.int64).reshape(-1, 2)
         runs = [*self._runs, (single[:, 0], np.ones(len(single), np.int64), single[:, 1])]
         starts, counts, tags = (np.concatenate([run[i] for run in runs]) for i in range(3))
         order = np.argsort(starts, kind="stable")
-        starts, tags = starts[order], tags[order]
-        ends = starts + counts[order]
+        starts = starts[order]
+        return starts, starts + counts[order], tags[order]
+
+    def metadata(self) -> tuple[Array, Array]:
+        """(start, end) of the runs that are not data of files and directories, in order."""
+        starts, ends, tags = self.table()
+        which = tags >> _KIND_SHIFT != DATA
+        return starts[which], ends[which]
+
+    def covered(self) -> Array:
+        """What has an owner at all: runs (start, end), apart and in order."""
+        starts, ends, _ = self.table()
+        return merged(starts, ends)
+
+
+    def settle(self, image: Image, report: Report) -> int:
+        """Report every block with two owners. How many blocks nobody owns."""
+        starts, ends, tags = self.table()
         reach = np.maximum.accumulate(ends)  # how far the runs up to this one go
         # Which run it is that reaches so far: the last one that ends at the maximum.
         farthest = np.maximum.accumulate(np.where(ends == reach, np.arange(len(ends)), 0))
@@ -58,17 +76,35 @@ class Owners:
         return int(gaps)
 
 
+def merged(starts: Array, ends: Array) -> Array:
+    """The union of runs that are in order of start: (start, end), apart and in order."""
+    if not len(starts):
+        return np.zeros((0, 2), np.int64)
+    reach = np.maximum.accumulate(ends)
+    at = np.concatenate(([0], np.flatnonzero(starts[1:] > reach[:-1]) + 1))
+    last = np.concatenate((at[1:], [len(starts)])) - 1
+    return np.stack((starts[at], reach[last]), axis=1)
+
+
 def _name(tag: int) -> str:
     return _NAMES[tag >> _KIND_SHIFT].format(tag & (1 << _KIND_SHIFT) - 1)
 
 
-def check_space(image: Image, owners: Owners, free_inodes: Array, damaged_inodes: Array, report: Report) -> None:
-    """The last step: the fixed regions, the table, the ledger, the snapshot; then everybody's blocks at once."""
+def add_fixed(image: Image, owners: Owners) -> None:
+    """What no file can have: the fixed regions and the inode table."""
     zero = np.zeros(1, np.int64)
     owners.add(REGION, zero, np.array([image.sb["data_start"]], np.int64), zero)
     chunks = image.chunk_blocks
     owners.add(CHUNK, chunks, np.full(len(chunks), image.per_chunk, np.int64), image.chunk_numbers)
-    report.counts["pins"] = _check_ledger(image, owners, report)
+
+
+def check_space(image: Image, owners: Owners, free_inodes: Array, damaged_inodes: Array, report: Report) -> None:
+    """The last step: the fixed regions, the table, the ledger, the snapshot; then everybody's blocks at once."""
+    add_fixed(image, owners)
+    pins = check_ledger(image, owners, report)
+    report.counts["pins"] = len(pins)
+    if pins:
+        report.note(f"{len(pins)} runs of blocks are pinned, or were when the daemon ended")
     snapshot = _read_snapshot(image, report)
     if snapshot is None:
         free = owners.settle(image, report)
@@ -89,11 +125,11 @@ def check_space(image: Image, owners: Owners, free_inodes: Array, damaged_inodes
     report.counts.update(blocks=image.blocks, free=free, used=image.blocks - free)
 
 
-def _check_ledger(image: Image, owners: Owners, report: Report) -> int:
-    """How many entries of the pin ledger may still count. Busy blocks are those of its entries that no file owns."""
-    block, seen, pins = image.sb["ledger"], set[int](), 0
+def check_ledger(image: Image, owners: Owners, report: Report) -> list[tuple[int, int]]:
+    """The runs of the entries of the pin ledger that may still count. Busy blocks are those that no file owns."""
+    block, seen, pins = image.sb["ledger"], set[int](), list[tuple[int, int]]()
     while block:
-        if block not in image.data or block in seen:
+        if block not in image.data or block in seen or image.in_chunk(block):
             report.error(f"pin ledger: the chain is broken at block {block}")
             break
         seen.add(block)
@@ -111,13 +147,13 @@ def _check_ledger(image: Image, owners: Owners, report: Report) -> int:
         if header["boot_id"] == image.sb["boot_id"] and any(image.sb["boot_id"]):
             pins += _check_entries(image, block, data, report)
         block = int(header["next"])
-    if pins:
-        report.note(f"{pins} runs of blocks are pinned, or were when the daemon ended")
+    if sum(count for _, count in pins) > LEDGER_BLOCKS_MAX:
+        report.error("pin ledger: its pins cover more blocks than anybody could pin")
     return pins
 
 
-def _check_entries(image: Image, block: int, data: bytes, report: Report) -> int:
-    pins = 0
+def _check_entries(image: Image, block: int, data: bytes, report: Report) -> list[tuple[int, int]]:
+    pins = []
     for at in range(LEDGER_ENTRY.size, len(data), LEDGER_ENTRY.size):
         record = data[at : at + LEDGER_ENTRY.size]
         try:
@@ -130,8 +166,10 @@ def _check_entries(image: Image, block: int, data: bytes, report: Report) -> int
             report.error(f"ledger block {block}: the entry at {at} belongs elsewhere")
         elif start not in image.data or not 0 < count <= image.blocks - start:
             report.error(f"ledger block {block}: pin {entry['pin']!r} covers blocks outside the data region")
+        elif int(entry["pin"]) >> 62 or int(entry["flags"]) & abi.FOLL_GET:
+            report.error(f"ledger block {block}: the entry at {at} is of no pin that there could be")
         else:
-            pins += 1
+            pins.append((start, count))
     return pins
 
 

@@ -15,15 +15,21 @@ from daxfs.core.directory import parse_block
 from daxfs.core.fsck.image import Image
 from daxfs.core.fsck.report import Array, Progress, Report
 from daxfs.core.fsck.table import DAMAGED, FREE, LIVE, Extents, Inodes
-from daxfs.core.layout import ROOT_INO
+from daxfs.core.layout import CHUNK_INODES, ROOT_INO
 from daxfs.errors import Corrupt
 
 _DAMAGED_BLOCKS_MAX = 100  # of one directory; then the rest of it is not read
 _INO_END = 1 << 63
+_INO_LIKELY_END = 1 << 48
 
 
 class TreeCheck:
-    def __init__(self, image: Image, inodes: Inodes, extents: Extents, report: Report, progress: Progress) -> None:
+    """For repairs: the entries as arrays, `damaged` blocks (the directory's row and number, block, place in the directory),
+    and pairs of entries of a directory that have the same name (`twice`). `chunks_end`: entries name chunks up to there
+    that the table does not have. `thorough`: read on however much is damaged."""
+
+    def __init__(self, image: Image, inodes: Inodes, extents: Extents, report: Report, progress: Progress, *,
+                 thorough: bool = False) -> None:  # fmt: skip
         self._image = image
         self._inodes = inodes
         self._extents = extents
@@ -31,6 +37,9 @@ class TreeCheck:
         # One per entry: the directory's row, the inode it leads to, its type, its address on the image.
         self._parent, self._target, self._at = array("q"), array("q"), array("q")
         self._type = bytearray()
+        self.damaged: list[tuple[int, int, int, int]] = []
+        self.twice: list[tuple[int, int]] = []
+        self._thorough = thorough
         self._read(progress)
         self._check()
 
@@ -48,7 +57,7 @@ class TreeCheck:
             self._read_directory(row, inos[i], range(first[i], last[i]))
 
     def _read_directory(self, row: int, ino: int, which: range) -> None:
-        names: set[bytes] = set()
+        names: dict[bytes, int] = {}
         damaged = 0
         for i in which:
             start, logical = int(self._extents.physical[i]), int(self._extents.logical[i])
@@ -57,22 +66,44 @@ class TreeCheck:
                     self._read_block(row, ino, start + step, logical + step, names)
                 except Corrupt as e:
                     self._report.error(e.why)
+                    self.damaged.append((row, ino, start + step, logical + step))
                     damaged += 1
-                if damaged > _DAMAGED_BLOCKS_MAX:
+                if damaged > _DAMAGED_BLOCKS_MAX and not self._thorough:
                     self._report.error(f"directory {ino}: too many damaged blocks, the rest of it is not read")
                     return
 
-    def _read_block(self, row: int, ino: int, block: int, index: int, names: set[bytes]) -> None:
+    def _read_block(self, row: int, ino: int, block: int, index: int, names: dict[bytes, int]) -> None:
         base = block * self._image.block_size
         for at, _, target, dtype, name in parse_block(self._image.block(block), block, ino, index, _INO_END):
             if target:
-                if name in names:
+                entry = len(self._at)
+                first = names.setdefault(name, entry)
+                if first != entry:
                     self._report.error(f"directory {ino}: the name {name!r} is in it twice")
-                names.add(name)
+                    self.twice.append((first, entry))
                 self._parent.append(row)
                 self._target.append(target)
                 self._type.append(dtype)
                 self._at.append(base + at)
+
+    @property
+    def parent(self) -> Array:
+        """Row of each entry's directory."""
+        return np.array(self._parent, np.int64)
+
+    @property
+    def target(self) -> Array:
+        """The inode number that each entry leads to."""
+        return np.array(self._target, np.int64)
+
+    @property
+    def at(self) -> Array:
+        """Address of each entry, in bytes."""
+        return np.array(self._at, np.int64)
+
+    @property
+    def types(self) -> Array:
+        return np.frombuffer(bytes(self._type), np.uint8)
 
     def _name(self, entry: int) -> str:
         """How an entry is called in a sentence."""
@@ -85,10 +116,10 @@ class TreeCheck:
 
     def _check(self) -> None:
         inodes, report = self._inodes, self._report
-        parent = np.frombuffer(self._parent, np.int64) if self._parent else np.zeros(0, np.int64)
-        target = np.frombuffer(self._target, np.int64) if self._target else np.zeros(0, np.int64)
-        types = np.frombuffer(bytes(self._type), np.uint8)
+        parent, target, types = self.parent, self.target, self.types
         rows = inodes.rows(target)
+        absent = target[(rows < 0) & (target < _INO_LIKELY_END)]
+        self.chunks_end = int(absent.max(initial=-1)) // CHUNK_INODES + 1
         state = np.where(rows < 0, FREE, inodes.state[rows]) if len(inodes.state) else np.zeros(len(rows), np.uint8)
         self._entries(np.flatnonzero(state == FREE), target, "leads to inode {}, which does not exist")
         self._entries(np.flatnonzero(state == DAMAGED), target, "leads to inode {}, which is damaged")
