@@ -1,24 +1,27 @@
 # daxfs. Two commands do everything: `make mount` and `make test`; the others are parts of them.
 
 MNT ?= /mnt/x
+FUZZ_S ?= 300
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
-NATIVE := $(wildcard daxfs/*/*.pyx daxfs/*/*.pxd daxfs/*/*.h daxfs/daemon/fuseio.c daxfs/daemon/hotpath.c)
+NATIVE := $(wildcard daxfs/*/*.pyx daxfs/*/*.pxd daxfs/*/*.h daxfs/daemon/fuseio.c daxfs/daemon/hotpath.c daxfs/daemon/lostpages.c)
 
 # The first that is new enough; empty when none is.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	command -v $$python; break; fi; done)
 
-.PHONY: help install mount test lint bench clean system system-test
+.PHONY: help install mount test lint fuzz bench soak clean system system-test
 
 help:
 	@echo "make mount [MNT=/mnt/x]  set up what is missing and mount"
 	@echo "make test [JOBS=2]       set up and run the whole test suite"
 	@echo "make install             set up only: system packages (as root), .venv, build"
+	@echo "make fuzz [FUZZ_S=300]   coverage-guided fuzzing of mount and fsck for so many seconds"
 	@echo "make lint                ruff and mypy"
 	@echo "make bench               compare speed and memory with other file systems"
+	@echo "make soak                explore crashes until a million distinct images were recovered"
 	@echo "make clean               remove .venv and everything that was built"
 
 install: system $(VENV)/installed
@@ -37,8 +40,14 @@ lint: system $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+fuzz: system-test $(VENV)/installed-fuzz
+	$(BIN)/python -m tools.fuzz_coverage --seconds $(FUZZ_S) --corpus build/fuzz/corpus --keep build/fuzz/harm
+
 bench: system-test $(VENV)/installed-dev
 	$(BIN)/python -m tools.bench
+
+soak: $(VENV)/installed
+	$(BIN)/daxfs lab crash --images 1000000
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -63,5 +72,10 @@ $(VENV)/installed: pyproject.toml tools/build_backend.py $(NATIVE) | system $(BI
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"], sep="\n")' \
+		| $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement /dev/stdin
+	@touch $@
+
+$(VENV)/installed-fuzz: pyproject.toml $(VENV)/installed-dev
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["fuzz"], sep="\n")' \
 		| $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement /dev/stdin
 	@touch $@
