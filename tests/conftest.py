@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.mount import syscalls
+from tests.mount import syscalls, warm
 from tests.mount.harness import WATCHDOG_S, Mounted, alive, eventually, mounts_below
 from tests.mount.holder import Holder
 from tests.mount.pincase import Case
@@ -56,6 +56,7 @@ def base() -> Iterator[Path]:
     os.chmod(place, 0o755)
     os.environ["XDG_DATA_HOME"] = os.environ["XDG_STATE_HOME"] = str(place / "data")
     yield place
+    warm.end()
     with suppress(AssertionError):  # a daemon ends a little after its mount
         eventually("all processes have ended", lambda: not of_this_run(token), 10)
     left = [f"mount {point}" for point in mounts_below(place)]

@@ -116,7 +116,7 @@ class Admin:
         if op not in self._verbs or flags & ~abi.ADMIN_FORCE:
             raise BadArgument(f"no admin call {op} with flags {flags:#x}")
         if self.service.gone and op != abi.ADMIN_DEVICE_REMOVE:
-            raise NoDevice("the device is removed")
+            raise NoDevice("the device is gone", self.service.gone_errno)
 
         async def work() -> bytes:
             done = abi.ADMIN.pack(op, flags, *await self._verbs[op](flags, a, b))
@@ -272,7 +272,7 @@ class Admin:
 
     def _live(self) -> Any:
         if self.service.gone:
-            raise NoDevice("the device is removed")
+            raise NoDevice("the device is gone", self.service.gone_errno)
         return self._volume
 
     # -- acting; each returns what `a` and `b` of the answer are --
@@ -304,7 +304,7 @@ class Admin:
     async def _gone(self, pins: list[Pin]) -> list[Pin]:
         """The survivors among these whose holders have ended."""
         volume = self._volume
-        gone = await trio.to_thread.run_sync(survivors.gone, pins, volume.pmem.address, volume.block_size) if pins else []
+        gone = await trio.to_thread.run_sync(survivors.gone, pins, volume, self.service.device) if pins else []
         self._live()
         return gone
 

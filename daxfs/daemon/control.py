@@ -63,7 +63,7 @@ class Control:
         if in_size != number >> 16 & abi.IOC_SIZE_MAX:
             raise BadArgument("the ioctl carries another size than its number says")
         if self.service.gone and number not in _WITHOUT_DEVICE:
-            raise NoDevice("the device is removed")
+            raise NoDevice("the device is gone", self.service.gone_errno)
         argument = bytes(request.body[_ARGUMENT_AT : _ARGUMENT_AT + in_size])
         answer = call(self.service.file(fh), argument, request)
         if answer is not None:  # else it comes later

@@ -2,6 +2,7 @@
 #define FUSE_USE_VERSION 314
 
 #include "fuseio.h"
+#include "lostpages.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -96,6 +97,7 @@ static ssize_t io_read(int fd, void *buffer, size_t size, void *userdata)
 static ssize_t io_writev(int fd, struct iovec *iov, int count, void *userdata)
 {
     const struct fuse_out_header *out = iov[0].iov_base;
+    const struct fuse_out_header lost = {.len = sizeof(lost), .error = -EIO, .unique = out->unique};
     struct fuse_init_out init;
 
     (void)userdata;
@@ -106,6 +108,10 @@ static ssize_t io_writev(int fd, struct iovec *iov, int count, void *userdata)
             complete_init(&init);
             iov[1].iov_base = &init;
         }
+    }
+    if (dx_lost.fresh && out->unique && !out->error) { /* it was made from pages that are gone */
+        iov[0] = (struct iovec){.iov_base = (void *)&lost, .iov_len = sizeof(lost)};
+        count = 1;
     }
     return writev(fd, iov, count);
 }

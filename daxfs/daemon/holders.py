@@ -111,8 +111,22 @@ def _process(task: int) -> int:
 
 def alive(holder: Holder) -> bool:
     stat = _read(holder.pid, "stat")
-    zombie = stat.rpartition(")")[2].split()[:1] in (["Z"], ["X"])
-    return bool(stat) and not zombie and holder.started in (0, process_started(stat))
+    return bool(stat) and not _has_ended(stat) and holder.started in (0, process_started(stat))
+
+
+def may_live(holder: Holder) -> bool:
+    """As far as one can see: its number may be another's by now, but then /proc would say when that one started."""
+    stat = _read(holder.pid, "stat")
+    return not stat or (not _has_ended(stat) and holder.started in (0, process_started(stat)))
+
+
+def zombie(pid: int) -> bool:
+    """Whether the first thread of a process has ended; others may go on."""
+    return _has_ended(_read(pid, "stat"))
+
+
+def _has_ended(stat: str) -> bool:
+    return stat.rpartition(")")[2].split()[:1] in (["Z"], ["X"])
 
 
 def of_descriptions(wanted: Iterable[Description], device: str, mount_id: str) -> dict[int, list[Holder]]:

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 
 #include "hotpath.h"
+#include "lostpages.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -181,8 +182,9 @@ static int hot_read(const struct fuse_in_header *in, const struct fuse_read_in *
     if (count < 0)
         return 0;
     if (dx_answer(in->unique, 0, iov, 1 + count) == -EFAULT) {
-        /* The image is shorter than its map says. Mostly the kernel has ended the request with EIO by now. */
+        /* A page of the image is gone. Mostly the kernel has ended the request with EIO by now. */
         dx_answer(in->unique, EIO, iov, 1);
+        dx_touch(iov + 1, count);
         return 1;
     }
     if (dx_hot.atime && !(arg->flags & O_NOATIME))
@@ -212,6 +214,10 @@ static int hot_write(const struct fuse_in_header *in, const struct fuse_write_in
         data += pieces[i].iov_len;
     }
     touch_write(map);
+    if (dx_lost.fresh) { /* what was stored may have gone nowhere */
+        dx_answer(in->unique, EIO, iov, 1);
+        return 1;
+    }
     iov[1] = (struct iovec){.iov_base = &out, .iov_len = sizeof(out)};
     dx_answer(in->unique, 0, iov, 2);
     dx_hot.writes++;
@@ -224,7 +230,7 @@ int dx_try_hot(const struct fuse_in_header *in, size_t length)
     const struct fuse_read_in *read = (const void *)(in + 1);
     const struct fuse_write_in *write = (const void *)(in + 1);
 
-    if (!dx_hot.enabled)
+    if (!dx_hot.enabled || dx_lost.what)
         return 0;
     if (in->opcode == FUSE_READ && length >= sizeof(*in) + sizeof(*read))
         return hot_read(in, read);

@@ -37,7 +37,7 @@ def _guarded(handler: Handler) -> Handler:
     @functools.wraps(handler)
     async def guard(self: Operations, *args: Any) -> Any:
         if self.service.gone and handler.__name__ != "forget":
-            raise FUSEError(errno.ENODEV)
+            raise FUSEError(self.service.gone_errno)
         if virtual.refuses(args):
             raise FUSEError(errno.EOPNOTSUPP if handler.__name__ in ("getxattr", "listxattr") else errno.EPERM)
         try:
@@ -51,6 +51,8 @@ def _guarded(handler: Handler) -> Handler:
             raise FUSEError(e.errno) from None
         except Exception as e:
             self.service.crashed(e)
+            if handler.__name__ == "forget":  # it has no answer: pyfuse3 takes an errno for a failure of its loop
+                return None
             raise FUSEError(errno.EIO) from None
 
     return guard

@@ -40,6 +40,7 @@ class RawRequests:
         self._volume = service.volume
         self._inode = service.volume.inode
         self._control = Control(service)
+        self.removal = self._control.admin.removal
         self._virtual = Virtual(self._control.admin, service.volume.block_size)
 
     def install(self) -> None:
@@ -73,7 +74,7 @@ class RawRequests:
     def _translated(self, handler: Callable[[Request], None]) -> Callable[[Request], None]:
         """An FsError becomes an errno; a call that has to wait is kept and answered later."""
         service, waiting, takes = self.service, self.service.waiting, self._virtual.takes
-        removal = self._control.admin.removal
+        removal = self.removal
 
         def take(request: Request) -> None:
             if takes(request):
@@ -86,7 +87,7 @@ class RawRequests:
             except LayoutBusy:
                 waiting.wait(request, handler)
             except NoSpace as full:
-                if waiting.wants_space(request):
+                if waiting.space_to_come(request):
                     waiting.wait(request, handler)
                 else:
                     request.error(full.errno)

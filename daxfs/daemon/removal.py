@@ -8,25 +8,32 @@ for those that let people look at the mount's root and at the state of the devic
 daemon lives on, without the image, until the mount is taken away.
 
 Blocks that a revoked holder may still have mapped stay in the ledger: the next mount keeps them busy till it is gone.
+
+Lost: the image was truncated under the mount (lostpages.h). The same door is shut at once and for good, but what is behind
+it failed instead of leaving: calls answer EIO. A page that the host could not give (its disk is full) costs less: the
+volume is read-only from then on, and the block is poisoned.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
 import trio
 
 from daxfs import abi
-from daxfs.core import holding
+from daxfs.core import holding, poison
 from daxfs.core.events import Event
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.pins import State
 from daxfs.daemon import protocol, session
 from daxfs.daemon.service import OpenFile, Service, Turns, now
 from daxfs.daemon.session import Request
+from daxfs.errors import Corrupt, FsError
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
@@ -34,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("daxfs")
 
 _LOOK_S = 0.02  # between two looks at whether all pins are gone
+_WATCH_S = 1.0  # between two looks at the size of the image
 
 
 class Removal:
@@ -46,7 +54,9 @@ class Removal:
 
     @property
     def state(self) -> str:
-        return "removed" if self._service.gone else "removing" if self._volume.leaving else "live"
+        if self._service.gone:
+            return "removed" if self._service.gone_errno == errno.ENODEV else "lost"
+        return "removing" if self._volume.leaving else "live"
 
     @property
     def left_s(self) -> float | None:
@@ -74,10 +84,10 @@ class Removal:
             await trio.sleep(_LOOK_S)
         await self._revoke()
         await self._drop_pages()
+        if self._service.gone:  # lost meanwhile
+            return
         self._detach()
-        await self._drop_pages()  # whoever mapped something anew meanwhile
-        for inode in self._known():
-            session.inval_inode(inode.ino, -1)
+        await self._forget_all()  # also what somebody mapped anew meanwhile
 
     async def _revoke(self) -> None:
         left, turns = [pin for pin in self._volume.pins if pin.owner is not None], Turns()
@@ -110,13 +120,56 @@ class Removal:
             if request in self.spared:
                 continue
             stop = request.on_interrupt
-            request.error(errno.ENODEV)
+            request.error(service.gone_errno)
             if stop is not None:
                 stop()
         volume.close(now())
+        session.unguard()
         for fh in list(service.pollers):
             service.wake_pollers(fh)
-        log.info("the device is removed: %s is closed", volume.pmem.path)
+        log.info("the device is %s: %s is closed", self.state, volume.pmem.path)
+
+    # -- a device that fails --
+
+    @staticmethod
+    def check() -> None:
+        """Corrupt if the image has lost pages since it was opened."""
+        if session.lost():
+            raise Corrupt("pages of the image are gone")
+
+    async def watch(self) -> None:
+        """An image can shrink without anybody touching what is gone."""
+        while not self._service.gone:
+            await trio.sleep(_WATCH_S)
+            if not self._service.gone:
+                session.look()
+
+    def lost(self, first: int, end: int, truncated: bool) -> None:
+        """Bytes [first, end) of the image are no longer there (session.guard)."""
+        service, volume = self._service, self._volume
+        if service.gone:
+            return
+        if not truncated:
+            log.critical("the host could not give bytes %d to %d of %s: its disk is full, or fails; the volume is read-only"
+                         " from now on", first, end, volume.pmem.path)  # fmt: skip
+            volume.fail("the host's disk is full, or fails")
+            with contextlib.suppress(FsError):  # damaged elsewhere, too
+                poison.inject(volume, first // volume.block_size, 1)
+            return
+        size = os.fstat(volume.pmem.fileno()).st_size
+        log.critical("%s was truncated to %d bytes of %d under the mount: every call fails with EIO from now on; unmount it,"
+                     " and restore the image from a copy", volume.pmem.path, size, volume.pmem.size)  # fmt: skip
+        volume.fail("the image was truncated under the mount")
+        for owner in volume.pins.owner_list():
+            volume.events.push(owner, Event(abi.EVENT_DEVICE_REMOVE, 0, 0, 0))
+        service.gone_errno = errno.EIO
+        self._detach()
+        service.start(self._forget_all)
+
+    async def _forget_all(self) -> None:
+        await self._drop_pages()
+        for inode in self._known():
+            session.inval_inode(inode.ino, -1)
 
     # -- the shut door --
 
@@ -134,4 +187,4 @@ class Removal:
             file.fh = session.attach(keep=file)
             request.reply(protocol.OPEN_OUT.pack(file.fh, 0))
         else:
-            request.error(errno.ENODEV)
+            request.error(service.gone_errno)

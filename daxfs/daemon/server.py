@@ -38,11 +38,13 @@ import trio
 from daxfs.core import policy
 from daxfs.core.format import format_image
 from daxfs.core.layout import BLOCK_SIZE
+from daxfs.core.pmem import Pmem
 from daxfs.core.volume import Volume
 from daxfs.daemon import mountpoint, session, survivors
 from daxfs.daemon.operations import Operations
 from daxfs.daemon.options import MountOptions
 from daxfs.daemon.raw import RawRequests
+from daxfs.daemon.removal import Removal
 from daxfs.daemon.service import Service, now
 from daxfs.errors import Busy, FsError, ImageError
 
@@ -121,10 +123,10 @@ class Mounting:
         volume = self._open()
         try:
             service = Service(volume, self.place)
-            self._mount(service)
+            removal = self._mount(service)
             _calm_gc()
             try:
-                trio.run(self._run, service, ready)
+                trio.run(self._run, service, removal, ready)
             finally:
                 pyfuse3.close(unmount=True)
         finally:
@@ -137,9 +139,16 @@ class Mounting:
     def _open(self) -> Volume:
         self._await_release()
         boot_id = uuid.UUID(_BOOT_ID.read_text().strip()).bytes
-        volume = Volume.open(
-            self.image, readonly=self.options.readonly, hostsync=self.options.hostsync, now=now(), boot_id=boot_id
-        )
+        pmem = Pmem(self.image, readonly=self.options.readonly, hostsync=self.options.hostsync)
+        session.guard(pmem.address, pmem.size, pmem.fileno())
+        volume = Volume.open(pmem, now=now(), boot_id=boot_id)
+        if session.lost():
+            volume.fail("pages of the image are gone")
+            volume.close(now())
+            raise ImageError(
+                f"{self.image}: pages of it are gone: it was truncated while it was being mounted, or its disk is full;"
+                " restore it from a copy, or make room"
+            )
         volume.settings = self.options.settings
         log.info("%s: %d of %d blocks are free, policy %s", self.image, volume.free, volume.blocks, volume.policy)
         if volume.policy == "unsafe":
@@ -156,26 +165,31 @@ class Mounting:
                     raise ImageError(f"{self.image} is in use: mounted on {place}; unmount it: daxfs umount {place}")
             time.sleep(0.02)
 
-    def _mount(self, service: Service) -> None:
-        RawRequests(service).install()
+    def _mount(self, service: Service) -> Removal:
+        requests = RawRequests(service)
+        requests.install()
+        service.volume.journal.check_medium = requests.removal.check
         session.configure(
             # Not O_TRUNC in OPEN: the kernel sends that before it finds that the file is a running program (ETXTBSY).
             init_flags=session.INIT_DEFAULT & ~session.INIT_ATOMIC_O_TRUNC | session.INIT_EXPORT_SUPPORT,
             hotpath=self.options.hotpath,
             atime=not self.options.readonly,
             on_crash=service.crashed,
+            on_lost=requests.removal.lost,
         )
         with _libfuse_messages() as said:
             try:
                 pyfuse3.init(Operations(service), self.place, self.options.for_libfuse(self.image))
             except RuntimeError as e:
                 raise FsError(f"cannot mount on {self.place}: {said() or e}") from None
+        return requests.removal
 
-    async def _run(self, service: Service, ready: Ready) -> None:
+    async def _run(self, service: Service, removal: Removal, ready: Ready) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey_signals, nursery)
             service.work_in(nursery)
             service.start(survivors.reap_worker, service)
+            service.start(removal.watch)
             nursery.start_soon(self._announce, service, ready)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
@@ -195,6 +209,7 @@ class Mounting:
             return
         assert mounted is not None
         service.device, service.mount_id = mounted.device, mounted.id
+        service.served.set()
         ready()
 
     async def _obey_signals(self, nursery: trio.Nursery) -> None:

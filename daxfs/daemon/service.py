@@ -11,6 +11,7 @@ Rules
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -98,8 +99,10 @@ class Service:
     def __init__(self, volume: Volume, mountpoint: str) -> None:
         self.volume = volume
         self.mountpoint = mountpoint
-        self.device = self.mount_id = ""  # major:minor of the mount and its number, once it is served
-        self.gone = False  # the device was removed: see removal.py
+        self.device = self.mount_id = ""  # major:minor of the mount and its number, once it is `served`
+        self.served = trio.Event()
+        self.gone = False  # the device was removed, or lost: see removal.py
+        self.gone_errno = errno.ENODEV
         self.opened: dict[int, dict[int, OpenFile]] = {}  # regular files by inode and handle
         self.unpinned = trio.Event()  # the delayed free has work
         self.waiting = Waiting(volume, self.start)
@@ -230,6 +233,8 @@ class Service:
         """Let go of an inode that nobody refers to; without a link it dies."""
         try:
             fileops.reap(self.volume, now(), inode)
+            if inode.dead:
+                self.waiting.freed()
         except FsError as e:  # it stays an orphan, which the next mount frees
             log.error("inode %d is not freed now: %s", inode.ino, e.why)
 

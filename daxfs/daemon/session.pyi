@@ -72,10 +72,25 @@ def configure(
     atime: bool = True,
     drain_max: int = 64,
     on_crash: Callable[[BaseException], object] | None = None,
+    on_lost: Callable[[int, int, bool], object] | None = None,
 ) -> None:
     """Before pyfuse3.init(), after register(). `init_flags` (INIT_DEFAULT) are granted as far as the kernel offers
     them, and no others. `atime=False` (a read-only volume, noatime): hot reads leave the atime word alone.
-    `drain_max`: how many requests are answered before trio gets its turn."""
+    `drain_max`: how many requests are answered before trio gets its turn. `on_lost(first, end, truncated)`: bytes
+    [first, end) of the image are lost, as the file ends there (`truncated`) or the host cannot give a page of it."""
+
+def guard(address: int, size: int, fd: int) -> None:
+    """Watch the mapping of the image of descriptor `fd`. When pages of it are gone, memory takes their place (lostpages.h),
+    and every answer is EIO until the `on_lost` of `configure` has returned."""
+
+def unguard() -> None:
+    """The image is closed."""
+
+def look() -> bool:
+    """Find out now whether the image is shorter than its mapping. `lost()`."""
+
+def lost() -> bool:
+    """Whether pages of the image were lost since `guard`."""
 
 def attach(map_pointer: int = 0, *, readable: bool = True, writable: bool = False, keep: object = None) -> int:
     """A file handle for the kernel: the `fh` of an OPEN, CREATE or OPENDIR reply. With the address of a `dx_map`

@@ -90,6 +90,16 @@ cdef extern from "hotpath.h" nogil:
     int dx_detach(uint64_t)
     int dx_try_hot(const fuse_in_header *, size_t)
 
+cdef extern from "lostpages.h" nogil:
+    enum:
+        DX_LOST_END
+    ctypedef struct dx_lost_state:
+        int fresh, what
+        uint64_t first, end
+    dx_lost_state dx_lost
+    int dx_guard(void *base, size_t size, int fd)
+    void dx_look()
+
 INIT_ASYNC_READ = FUSE_ASYNC_READ
 INIT_ATOMIC_O_TRUNC = FUSE_ATOMIC_O_TRUNC
 INIT_EXPORT_SUPPORT = FUSE_EXPORT_SUPPORT
@@ -129,6 +139,7 @@ cdef list _callbacks = [None] * OPCODES
 cdef dict _kept = {}  # unique -> address of a Request, which removes itself
 cdef dict _keepers = {}  # fh -> what its owner wants held
 cdef object _on_crash = None
+cdef object _on_lost = None
 cdef _Buffer _buffer = None  # where the next request is read into
 cdef int _drain_max = 64
 cdef uint64_t _raw = 0, _passed = 0, _interrupts = 0, _drains = 0, _lost = 0
@@ -262,7 +273,11 @@ cdef void _send_error(uint64_t unique, int number) noexcept:
 cdef int _send(uint64_t unique, iovec *iov, int count) except -1:
     """Answer with success. What the kernel refuses is answered EIO: the caller must not wait for ever."""
     global _lost
-    cdef int res = dx_answer(unique, 0, iov, count)
+    cdef int res
+    if dx_lost.fresh:  # it was made from pages that are gone
+        _send_error(unique, EIO)
+        return 0
+    res = dx_answer(unique, 0, iov, count)
     if res == 0:
         return 0
     _lost += 1
@@ -333,6 +348,41 @@ cdef _interrupt(const fuse_interrupt_in *arg):
         _crashed(request, exc)
 
 
+# -- lost pages -------------------------------------------------------------------------------------------------------
+
+
+cdef _tell_lost():
+    """The daemon hears of it, and answers accordingly from now on. Without a daemon to hear, all answers stay EIO."""
+    if _on_lost is None:
+        return
+    try:
+        _on_lost(dx_lost.first, dx_lost.end, dx_lost.what == DX_LOST_END)
+        dx_lost.fresh = 0
+    except BaseException:
+        log.exception("on_lost failed")
+
+
+def guard(uintptr_t address, size_t size, int fd):
+    cdef int res = dx_guard(<void *>address, size, fd)
+    if res < 0:
+        raise OSError(-res, "cannot handle SIGBUS")
+
+
+def unguard():
+    guard(0, 0, -1)
+
+
+def look():
+    dx_look()
+    if dx_lost.fresh:
+        _tell_lost()
+    return bool(dx_lost.what)
+
+
+def lost():
+    return bool(dx_lost.what)
+
+
 # -- the drain --------------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +415,8 @@ cdef ssize_t _drain(void *buffer, size_t size) except? -1:
 
     _drains += 1
     while left > 0:
+        if dx_lost.fresh:
+            _tell_lost()
         header = <const fuse_in_header *>_buffer.start
         n = read(dx.fd, _buffer.start, _buffer.size)
         if n < 0:
@@ -411,8 +463,8 @@ def register(int opcode, callback):
 
 
 def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, hotpath=True, atime=True, drain_max=64,
-              on_crash=None):
-    global _on_crash, _buffer, _drain_max
+              on_crash=None, on_lost=None):
+    global _on_crash, _on_lost, _buffer, _drain_max
     if not 4096 <= max_write <= 1 << 20 or max_write % 4096:
         raise ValueError(f"max_write {max_write}: must be a multiple of 4096, up to 1 MiB")
     if not 1 <= max_background <= 65535:
@@ -430,6 +482,7 @@ def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, 
     dx_hot.atime = atime
     _drain_max = drain_max
     _on_crash = on_crash
+    _on_lost = on_lost
     _buffer = _new_buffer()
 
 

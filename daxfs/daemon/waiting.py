@@ -28,6 +28,7 @@ from daxfs.daemon.session import Request
 from daxfs.errors import FsError, LayoutBusy, NoSpace
 
 Handler = Callable[[Request], None]
+FORGET_WAIT_S = 0.1  # the kernel sends it when unlink(2) is over, unless somebody uses the file (O_PATH)
 _SPACE = 0  # the key of those who wait for space: no inode has this number
 _CHANGES = ("wait", "lease", "invalidate")
 
@@ -69,10 +70,14 @@ class Waiting:
         self._overdue[request.unique] = set()
         self._start(self._wait, request, handler)
 
-    def wants_space(self, request: Request) -> bool:
-        """Whether an allocation that found only busy space shall wait for it."""
-        wanted = self._volume.settings.enospc_wait_s > 0 and self._volume.busy_list.blocks > 0
-        return wanted and "space" not in self.overdue(request)
+    def space_to_come(self, request: Request) -> LayoutBusy | None:
+        """What an allocation that found no space shall wait for: a FORGET that is on its way, then busy space."""
+        overdue, volume = self.overdue(request), self._volume
+        if "forget" not in overdue and volume.about_to_free():
+            return LayoutBusy("forget", 0, _SPACE)
+        if "space" not in overdue and volume.settings.enospc_wait_s > 0 and volume.busy_list.blocks > 0:
+            return LayoutBusy("space", 0, _SPACE)
+        return None
 
     async def _wait(self, request: Request, handler: Handler) -> None:
         scope = trio.CancelScope()
@@ -110,9 +115,9 @@ class Waiting:
         except LayoutBusy as busy:
             return busy
         except NoSpace:
-            if not self.wants_space(request):
-                raise
-            return LayoutBusy("space", 0, _SPACE)
+            if to_come := self.space_to_come(request):
+                return to_come
+            raise
         return None
 
     async def _moved_before(self, busy: LayoutBusy, end: float) -> bool:
@@ -131,6 +136,7 @@ class Waiting:
             "wait": settings.wait_s,
             "lease": settings.lease_break_s,
             "invalidate": settings.invalidate_s,
+            "forget": FORGET_WAIT_S,
             "space": settings.enospc_wait_s,
         }.get(kind, 0.0)
         return seconds or float("inf")

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ from typing import Any, Self
 
 from daxfs import abi, client
 from tests.mount.harness import REPOSITORY
+
+SYS_EXIT = {"x86_64": 60}.get(platform.machine(), 93)  # of one thread
 
 
 class HolderError(AssertionError):
@@ -191,6 +194,25 @@ class Server:
     def do_reap(self, pid: int, how: int) -> None:
         os.kill(pid, how)
         os.waitpid(pid, 0)
+
+    def do_end_first_thread(self) -> None:
+        """End the thread the process began with; another one goes on, and answers from now on."""
+        threading.Thread(target=self.serve).start()
+        print(json.dumps({"value": None}), flush=True)
+        ctypes.CDLL(None).syscall(SYS_EXIT, 0)
+
+    def do_relay(self, for_s: float) -> None:
+        """Leave the mappings, but no descriptor, to a child, which leaves them to its child at once, and so on."""
+        if os.fork():
+            return
+        os.setsid()
+        end = time.monotonic() + for_s
+        for file in self.files:
+            os.close(file.fileno())
+        while time.monotonic() < end:
+            if os.fork():
+                os._exit(0)
+        os._exit(0)
 
     def do_exec(self, keep: bool) -> None:
         """Become another program, with or without the descriptors."""

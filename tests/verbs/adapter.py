@@ -163,8 +163,10 @@ class Side:
     def make(self, op: int, body: bytes = b"") -> int:
         return self.adapter.ask(self.context, op, abi_hca.HANDLE, body)[0]
 
-    def pin(self, file: OpenFile, access: int, offset: int = 0, length: int | None = None) -> int:
-        flags = abi.PIN_ON_DEMAND if access & Access.ON_DEMAND else abi.FOLL_PIN | abi.FOLL_LONGTERM
+    def pin(
+        self, file: OpenFile, access: int, offset: int = 0, length: int | None = None, *, longterm: bool = True
+    ) -> int:
+        flags = abi.PIN_ON_DEMAND if access & Access.ON_DEMAND else abi.FOLL_PIN | abi.FOLL_LONGTERM * longterm
         flags |= abi.FOLL_WRITE if access & Access.LOCAL_WRITE else 0
         length = -(-file.inode.size // BLOCK) * BLOCK if length is None else length
         return holding.pin(

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from daxfs import abi, abi_hca
+from daxfs import abi_hca
 from daxfs.abi_hca import Access, AttrMask, Op, State, Status, WrOp
 from daxfs.core import fileops
 from daxfs.daemon import hca as limits
@@ -278,9 +278,8 @@ async def test_a_region_needs_its_own_pin_of_its_own_descriptor(adapter: Adapter
     refused(errno.EBUSY, lambda: one.register(one.file, ALL, pin=pin))
     short = one.pin(one.file, Access(0))
     refused(errno.EINVAL, lambda: one.register(one.file, ALL, pin=short))  # a read pin
-    brief = adapter.volume.pins.get(one.file.fh, short)
-    brief.flags &= ~abi.FOLL_LONGTERM
-    refused(errno.EINVAL, lambda: one.register(one.file, 0, pin=short))
+    brief = one.pin(one.file, ALL, longterm=False)
+    refused(errno.EINVAL, lambda: one.register(one.file, 0, pin=brief))
 
 
 async def test_a_region_may_be_odd(adapter: Adapter) -> None:
