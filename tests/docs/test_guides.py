@@ -1,4 +1,4 @@
-"""docs/pins.md, client.md, verbs.md, cli.md and the README: every program and command is run and does what the page shows.
+"""docs/pins.md, client.md, verbs.md, cli.md, reliability.md, README: every program and command is run, and does as shown.
 
 And what they say in tables is what the code says: policies, options, events, ioctls.
 """
@@ -17,12 +17,19 @@ import pytest
 from daxfs import abi
 from daxfs.client import EventType
 from daxfs.core import events, leases, pins, policy
+from daxfs.lab.crash import bugs, mutants
+from daxfs.lab.crash.calls import ALPHABET
 from tests.client.hosts import why_no_ring
 from tests.docs.page import Reader, agrees, blocks
+from tests.faults.test_handlers import CASES as HANDLERS
+from tests.hostile.classes import CLASSES
 from tests.mount.harness import DAXFS, REPOSITORY, eventually, mounts_below
+from tools import fuzz
+from tools.fuzz_image import STATES
 
 DOCS = REPOSITORY / "docs"
-PAGES = [*(DOCS / name for name in ("pins.md", "client.md", "verbs.md", "cli.md")), REPOSITORY / "README.md"]
+GUIDES = ("pins.md", "client.md", "verbs.md", "cli.md", "reliability.md")
+PAGES = [*(DOCS / name for name in GUIDES), REPOSITORY / "README.md"]
 PINS = PAGES[0].read_text(encoding="utf-8")
 
 
@@ -110,3 +117,31 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     assert numbers["leases of an open file, of all"] == [leases.LEASES_PER_OWNER_MAX, leases.LEASES_MAX]
     assert numbers["events in a queue"] == [events.EVENTS_PER_OWNER_MAX]
     assert numbers["bytes in a label"] == [abi.LABEL.size - 8]
+
+
+def test_the_tests_that_the_pages_name_are_there() -> None:
+    """`pytest FILES -k WORDS`: the files are there, and have tests of which the words are true."""
+    found = 0
+    for name in ("reliability.md", "fsck.md"):
+        text = (DOCS / name).read_text(encoding="utf-8")
+        for files, _, words in re.findall(r"pytest ((tests/[\w./]+ ?)+)(?:-k ([\w ]+|\"[\w ]+\"))?`", text):
+            paths = [REPOSITORY / file for file in files.split()]
+            assert all(path.exists() for path in paths), files
+            tests = [test for path in paths if path.is_file() for test in re.findall(r"def (test_\w+)", path.read_text())]
+            for word in words.strip('"').split(" or ") if words else []:
+                assert any(word in test for test in tests), f"{name}: no test in {files} has {word}"
+            found += 1
+    assert found > 15
+
+
+def test_the_figures_of_the_page_on_reliability() -> None:
+    """Those that the code has."""
+    text = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    bits = sum(8 * length for state in STATES for _, length in fuzz.seed_image(state).metadata)
+    cases = sum(len(states) for states, _, _ in CLASSES.values())
+    for words in (
+        f"all {len(ALPHABET)} calls", f"of {len(ALPHABET) ** 2:,} pairs", f"{len(mutants.sites())} flushes",
+        f"{len(mutants.MUTANTS)} of these mutants", f"{len(mutants.EQUIVALENT)} cannot be told", f"{len(bugs.BUGS)}\nbugs",
+        f"{len(CLASSES)} classes", f"{cases} images", f"{bits:,}", f"{len(HANDLERS)} handlers and ioctls",
+    ):  # fmt: skip
+        assert words in text, words
