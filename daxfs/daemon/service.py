@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import trio
 
@@ -27,12 +28,15 @@ from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Volume
 from daxfs.daemon import session
 from daxfs.daemon.waiting import Waiting
-from daxfs.errors import BadDescriptor, BadHandle, FsError
+from daxfs.errors import BadDescriptor, BadHandle, FsError, NoMemory
 
 log = logging.getLogger("daxfs")
 
+T = TypeVar("T")
+
 RELEASE_BATCH = 64  # pins that are released between two looks at the mount
 FREE_BATCH = 64  # runs that the delayed free gives back between two looks at the mount
+INSIST_MAX = 100  # how often what must be done is tried again
 WORK_S = 0.005  # how long one handler may go on before others get their turn
 
 
@@ -255,7 +259,7 @@ class Service:
     def stale_data(self, inode: Inode) -> None:
         """So have the bytes: mappings shall see them soon. This can wait for dirty pages, so a thread does it."""
         self.stale(inode)
-        self.start(trio.to_thread.run_sync, session.inval_inode, inode.ino)
+        self.start(in_thread, session.inval_inode, inode.ino)
 
     def wake_pollers(self, fh: int) -> None:
         for kh in self.pollers.pop(fh, ()):
@@ -274,6 +278,8 @@ class Service:
         async def task() -> None:
             try:
                 await work(*args)
+            except NoMemory as e:
+                log.error("%s: %s", getattr(work, "__qualname__", work), e.why)
             except Exception as e:
                 self.crashed(e)
 
@@ -299,5 +305,27 @@ class Service:
 
     def crashed(self, problem: BaseException) -> None:
         """Something failed that should not: nothing is changed any more, so that nothing gets worse."""
-        log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem)
-        self.volume.fail(repr(problem))
+        _insist(lambda: self.volume.fail(repr(problem)))
+        _insist(lambda: log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem))
+
+
+def _insist(work: Callable[[], object]) -> None:
+    """Do what must not be left undone because memory is short for a moment."""
+    for _ in range(INSIST_MAX):
+        try:
+            work()
+        except MemoryError:
+            continue
+        return
+
+
+async def in_thread(work: Callable[..., T], *args: object) -> T:
+    """trio.to_thread.run_sync; NoMemory if there is none for another thread."""
+    while True:
+        try:
+            return await trio.to_thread.run_sync(work, *args)
+        except RuntimeError as e:
+            if "start new thread" not in str(e):
+                raise
+            if not session.give_spare():
+                raise NoMemory("no memory for another thread") from None
