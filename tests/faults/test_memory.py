@@ -1,4 +1,4 @@
-"""A daemon that runs out of memory. It has some kept back (daemon/spare.h): calls that need more are refused with ENOMEM, all
+"""A daemon that runs out of memory. Some is kept back (daemon/spare.h): calls that need more are refused with ENOMEM, all
 others are served; with more memory all is as before, and what was acknowledged is there.
 """
 
