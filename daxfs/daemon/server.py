@@ -132,6 +132,9 @@ class Mounting:
             session.keep_spare(SPARE)
             try:
                 trio.run(self._run, service, removal, ready)
+            except BaseException as e:  # of whatever was going on then: the next mount looks at everything
+                service.crashed(e)
+                raise
             finally:
                 pyfuse3.close(unmount=True)
         finally:
