@@ -44,7 +44,7 @@ fuzz: system-test $(VENV)/installed-fuzz
 	$(BIN)/python -m tools.fuzz_coverage --seconds $(FUZZ_S) --corpus build/fuzz/corpus --keep build/fuzz/harm
 
 bench: system-test $(VENV)/installed-dev
-	$(BIN)/python -m tools.bench
+	$(BIN)/daxfs bench
 
 soak: $(VENV)/installed
 	$(BIN)/daxfs lab crash --images 1000000
