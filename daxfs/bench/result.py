@@ -7,7 +7,7 @@ sides met the same machine, and the median of the rounds' ratios counts. A cell 
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from daxfs.bench.machine import Machine
@@ -99,6 +99,11 @@ class Result:
     def verdicts(self) -> list[Verdict]:
         every = [self.verdict(samples, goal) for samples in self.rows for goal in samples.row.goals]
         return [verdict for verdict in every if verdict]
+
+    def filtered(self, only: str) -> Result:
+        """The same run with the rows that are called so."""
+        rows = [samples for samples in self.rows if samples.row.matches(only)]
+        return replace(self, rows=rows, pins=[row for row in self.pins if only in f"pins: {row.name}"])
 
     def goals_met(self) -> tuple[int, int]:
         """So many, of so many that could be judged; those of pins, too."""

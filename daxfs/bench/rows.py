@@ -27,6 +27,10 @@ class Row:
     goals: tuple[Goal, ...] = ()
     lower: bool = False  # is better
 
+    def matches(self, text: str) -> bool:
+        """Whether it is among the rows that are called so: by a part of the name, or by the group."""
+        return text in self.name or text == self.group
+
     def meets(self, ratio: float, goal: Goal) -> bool:
         return ratio <= goal.ratio if self.lower else ratio >= goal.ratio
 

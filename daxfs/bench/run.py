@@ -36,7 +36,7 @@ class Plan:
     pins: pins.PinScale = pins.FULL
 
     def wants(self, row: Row) -> bool:
-        return self.only in row.name or row.group.startswith(self.only)
+        return row.matches(self.only)
 
 
 class Run:

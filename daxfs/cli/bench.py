@@ -67,7 +67,7 @@ def bench(
     if trend:
         return _show_trend(file, only, json)
     if source is not None:
-        result = _read(source)
+        result = _read(source).filtered(only)
     else:
         result = _measure(_plan(directory, peers, only, quick, rounds, seconds))
     if plot is not None:
