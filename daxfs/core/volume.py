@@ -380,8 +380,8 @@ class Volume:
 
     def _unlinked_runs(self) -> list[Run]:
         """Pinned runs that an unlinked file still owns because a descriptor (its holder's, say) is open."""
-        files = (self._inodes.get(ino) for ino in self.pins.files())
-        unlinked = [inode for inode in files if inode is not None and not (inode.nlink or inode.dead)]
+        files = (inode for inode in self.unlinked.values() if self.pins.has_file(inode.ino))
+        unlinked = [inode for inode in files if not (inode.nlink or inode.dead)]
         _, pinned = self.pins.counts.split([(start, count) for inode in unlinked for _, start, count, _ in inode.map])
         return pinned
 

@@ -368,7 +368,7 @@ pin_runs = st.lists(st.tuples(blocks, st.integers(1, 12)), min_size=1, max_size=
 
 @given(st.lists(st.tuples(st.booleans(), pin_runs), max_size=30), pin_runs)
 def test_pin_counts(steps: list[tuple[bool, list[tuple[int, int]]]], question: list[tuple[int, int]]) -> None:
-    counts = PinCounts(SPAN + 12)
+    counts = PinCounts(SPAN + 12, 4)
     model = dict.fromkeys(range(SPAN + 12), 0)
     for add, runs in steps:
         runs = disjoint(runs)
