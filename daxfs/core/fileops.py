@@ -132,7 +132,7 @@ def _allocate(vol: Volume, txn: Transaction, inode: Inode, gaps: list[tuple[int,
     for logical, count in gaps:
         before = mapped.find(logical - 1) if logical else None
         goal = before[1] + (logical - before[0]) if before else (taken[-1][1] + taken[-1][2] if taken else 0)
-        for start, length in txn.take(count, goal):
+        for start, length in txn.take(count, goal, owner=inode.ino):
             taken.append((logical, start, length))
             logical += length
     txn.dirty(inode)  # from here on an abort must forget what the map was told
@@ -377,6 +377,8 @@ def note_access(inode: Inode, now: int) -> None:
 
 def reap(vol: Volume, now: int, inode: Inode) -> None:
     """If the last reference of an unlinked inode is gone, end it; else if nobody needs it in memory, forget it."""
+    if not inode.opens:
+        vol.alloc.let_go(inode.ino)
     if inode.nlookup or inode.opens or inode.dead:
         return
     if inode.nlink == 0 and not (vol.readonly or vol.failed):
