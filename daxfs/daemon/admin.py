@@ -27,8 +27,9 @@ from daxfs.core.pins import Holder, Pin
 from daxfs.daemon import holders, protocol, session, survivors
 from daxfs.daemon.holders import Description
 from daxfs.daemon.removal import Removal
-from daxfs.daemon.service import OpenFile, Service, Turns, in_thread, now
+from daxfs.daemon.service import OpenFile, Service, Turns, now
 from daxfs.daemon.session import Request
+from daxfs.daemon.threads import in_thread
 from daxfs.errors import BadArgument, Busy, FsError, NoDevice, NoMemory, NotPermitted
 
 log = logging.getLogger("daxfs")

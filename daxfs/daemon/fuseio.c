@@ -47,9 +47,11 @@ int dx_answer(uint64_t unique, int error, struct iovec *iov, int count)
     return send_message(dx.fd, unique, -error, iov, count);
 }
 
-int dx_grows(uint32_t opcode)
+int dx_grows(const struct fuse_in_header *in)
 {
-    switch (opcode) {
+    switch (in->opcode) {
+    case FUSE_WRITE:
+        return !(((const struct fuse_write_in *)(in + 1))->write_flags & FUSE_WRITE_CACHE);
     case FUSE_LOOKUP:
     case FUSE_READDIRPLUS:
     case FUSE_OPEN:
@@ -60,7 +62,6 @@ int dx_grows(uint32_t opcode)
     case FUSE_SYMLINK:
     case FUSE_LINK:
     case FUSE_SETXATTR:
-    case FUSE_WRITE:
     case FUSE_FALLOCATE:
     case FUSE_COPY_FILE_RANGE:
     case FUSE_TMPFILE:

@@ -41,8 +41,9 @@ int dx_interpose(void);
 /* Remember what the kernel offers; called with an INIT request. */
 void dx_saw_init(const struct fuse_in_header *in, size_t length);
 
-/* Whether a request makes the daemon hold more than before: names, open files, extents. */
-int dx_grows(uint32_t opcode);
+/* Whether a request makes the daemon hold more than before: names, open files, extents. Dirty pages that
+ * the kernel writes back (dax=never) do not count: they are acknowledged. */
+int dx_grows(const struct fuse_in_header *in);
 
 /* Answer a request: 0 or -errno. `iov[0]` is for the header, the payload is iov[1..count). `error`: 0 or a positive errno. */
 int dx_answer(uint64_t unique, int error, struct iovec *iov, int count);

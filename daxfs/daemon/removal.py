@@ -31,8 +31,9 @@ from daxfs.core.events import Event
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.pins import State
 from daxfs.daemon import protocol, session
-from daxfs.daemon.service import OpenFile, Service, Turns, in_thread, now
+from daxfs.daemon.service import OpenFile, Service, Turns, now
 from daxfs.daemon.session import Request
+from daxfs.daemon.threads import in_thread
 from daxfs.errors import Corrupt, FsError
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import trio
 
@@ -27,12 +26,11 @@ from daxfs.core.layout import ROOT_INO
 from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Volume
 from daxfs.daemon import session
+from daxfs.daemon.caching import Caching
 from daxfs.daemon.waiting import Waiting
 from daxfs.errors import BadDescriptor, BadHandle, FsError, NoMemory
 
 log = logging.getLogger("daxfs")
-
-T = TypeVar("T")
 
 RELEASE_BATCH = 64  # pins that are released between two looks at the mount
 FREE_BATCH = 64  # runs that the delayed free gives back between two looks at the mount
@@ -65,6 +63,7 @@ class OpenFile:
     flags: int  # of open(2)
     fh: int = 0
     task: int = 0  # the thread that opened it
+    cached: bool = False  # goes through the kernel's page cache
     readable: bool = field(init=False)
     writable: bool = field(init=False)
 
@@ -101,7 +100,7 @@ class Reports:
 
 
 class Service:
-    def __init__(self, volume: Volume, mountpoint: str) -> None:
+    def __init__(self, volume: Volume, mountpoint: str, dax: str = "always") -> None:
         self.volume = volume
         self.mountpoint = mountpoint
         self.device = self.mount_id = ""  # major:minor of the mount and its number, once it is `served`
@@ -111,6 +110,7 @@ class Service:
         self.opened: dict[int, dict[int, OpenFile]] = {}  # regular files by inode and handle
         self.unpinned = trio.Event()  # the delayed free has work
         self.waiting = Waiting(volume, self.start)
+        self.caching = Caching(self, dax, self.start)
         self.reports = Reports()
         self.pollers: dict[int, set[int]] = {}  # handle -> what the kernel wants to hear when an event comes
         volume.events.on_event = self.wake_pollers
@@ -171,18 +171,20 @@ class Service:
 
     def open(self, inode: Inode, flags: int, task: int = 0) -> int:
         """A handle for the kernel. `task`: the thread that opens."""
-        file = OpenFile(inode, flags, task=task)
+        file = OpenFile(inode, flags, task=task, cached=self.caching.admits(inode, flags))
         inode.opens += 1
         try:
             if inode.is_file:
                 inode.set_hot()
                 file.fh = session.attach(
                     inode.map.pointer,
-                    readable=flags & os.O_ACCMODE != os.O_WRONLY,
+                    readable=file.cached or flags & os.O_ACCMODE != os.O_WRONLY,  # pages are read through any handle
                     writable=file.writable,
+                    fills=file.cached or not self.caching.on,
                     keep=file,
                 )
                 self.opened.setdefault(inode.ino, {})[file.fh] = file
+                self.caching.opened(file)
             else:
                 file.fh = session.attach(keep=file)
         except BaseException:
@@ -230,6 +232,7 @@ class Service:
             same.pop(fh, None)
             if not same:
                 del self.opened[file.inode.ino]
+            self.caching.closed(file)
         holding.release_owner(self.volume, fh)
         self.moved(file.inode.ino)
         return file.inode
@@ -260,7 +263,8 @@ class Service:
     def stale_data(self, inode: Inode) -> None:
         """So have the bytes: mappings shall see them soon. This can wait for dirty pages, so a thread does it."""
         self.stale(inode)
-        self.start(in_thread, session.inval_inode, inode.ino)
+        if not self.caching.on:  # else there are none
+            self.start(self.caching.drop, inode.ino)
 
     def wake_pollers(self, fh: int) -> None:
         for kh in self.pollers.pop(fh, ()):
@@ -318,15 +322,3 @@ class Service:
                 return
             except MemoryError:
                 pass
-
-
-async def in_thread(work: Callable[..., T], *args: object) -> T:
-    """trio.to_thread.run_sync; NoMemory if there is none for another thread."""
-    while True:
-        try:
-            return await trio.to_thread.run_sync(work, *args)
-        except RuntimeError as e:
-            if "start new thread" not in str(e):
-                raise
-            if not session.give_spare():
-                raise NoMemory("no memory for another thread") from None

@@ -23,7 +23,8 @@ from daxfs.core import holding
 from daxfs.core.pins import Pin
 from daxfs.core.volume import Volume
 from daxfs.daemon import holders, mountpoint
-from daxfs.daemon.service import Service, in_thread
+from daxfs.daemon.service import Service
+from daxfs.daemon.threads import in_thread
 from daxfs.errors import NoMemory
 
 log = logging.getLogger("daxfs")
