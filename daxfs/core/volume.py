@@ -213,9 +213,8 @@ class Volume:
 
     def fail(self, why: str) -> None:
         """Refuse all changes from now on."""
-        if not self.failed:
-            self.failed = why
-            self.set_hot()
+        self.failed = self.failed or why
+        self.set_hot()
 
     def set_hot(self, numbers: Iterable[int] | None = None) -> None:
         """Say anew what the native session may do with files in memory: all, or those of these numbers."""
