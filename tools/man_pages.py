@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DIRECTORY = ROOT / "docs" / "man"
 SOURCE = ROOT / "docs" / "cli.md"
 _WHAT = "A file system on emulated persistent memory, where a pinned block survives truncate and hole punch"
-_ABOUT = """A page of a file on a DAX file system is the block of persistent memory itself. daxfs is such a file system over
-an image file, by FUSE: a truncate or hole punch of blocks that a device has pinned returns at once, and the blocks go to nobody
-else before the last pin has gone."""
+_ABOUT = """A page of a file on a DAX file system is the block of persistent memory itself. daxfs is such a file system,
+over an image file, by FUSE: a truncate or hole punch of blocks that a device has pinned returns at once, and they go to
+nobody else before the last pin has gone."""
 _TOUR = (
     "daxfs mount /mnt/x", "daxfs pin --length 64K --fill 0xa5 /mnt/x/film &", "truncate -s 0 /mnt/x/film",
     "daxfs busy /mnt/x", "daxfs umount /mnt/x",
