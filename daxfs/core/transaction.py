@@ -33,10 +33,10 @@ class Transaction(Gathered):
         pmem.store(at, data)
         pmem.flush(at, len(data))
 
-    def take(self, count: int, goal: int = 0, *, meta: bool = False) -> list[Run]:
+    def take(self, count: int, goal: int = 0, *, meta: bool = False, owner: int = 0) -> list[Run]:
         """Allocate blocks (alloc.Allocator.take)."""
         alloc = self._volume.alloc
-        runs = alloc.take(count, goal, meta=meta)
+        runs = alloc.take(count, goal, meta=meta, owner=owner)
         try:
             self._reserve(runs)
         except NoSpace:  # of the host: what was used before and is free again needs no more of it

@@ -314,6 +314,7 @@ class Volume:
     def drop(self, inode: Inode) -> None:
         """Out of the cache; what still has the object sees it dead or loads it anew."""
         inode.directory = None  # a cycle, which only the garbage collector would find
+        self.alloc.let_go(inode.ino)
         if self._inodes.get(inode.ino) is inode:
             del self._inodes[inode.ino]
         self.unlinked.pop(inode.ino, None)
@@ -365,8 +366,7 @@ class Volume:
 
     @property
     def free(self) -> int:
-        count: int = self.alloc.free.blocks
-        return count
+        return self.alloc.blocks
 
     @property
     def busy(self) -> int:
@@ -389,8 +389,8 @@ class Volume:
 
     def _unlinked_runs(self) -> list[Run]:
         """Pinned runs that an unlinked file still owns because a descriptor (its holder's, say) is open."""
-        files = (self._inodes.get(ino) for ino in self.pins.files())
-        unlinked = [inode for inode in files if inode is not None and not (inode.nlink or inode.dead)]
+        files = (inode for inode in self.unlinked.values() if self.pins.has_file(inode.ino))
+        unlinked = [inode for inode in files if not (inode.nlink or inode.dead)]
         _, pinned = self.pins.counts.split([(start, count) for inode in unlinked for _, start, count, _ in inode.map])
         return pinned
 
@@ -403,7 +403,7 @@ class Volume:
     def has_owner(self, start: int, count: int) -> bool:
         """Whether a run lies within the image, and none of it is free, busy or retired: so somebody has it."""
         return count <= self.blocks - start and not (
-            self.alloc.free.holds(start, count)
+            self.alloc.holds(start, count)
             or self.busy_list.extents.holds(start, count)
             or self.poison.retired.holds(start, count)
         )
@@ -438,9 +438,11 @@ class Volume:
         starts, counts = found.gaps(self.blocks)
         unowned = RunSet()
         unowned.load(np.ascontiguousarray(starts, np.uint64), np.ascontiguousarray(counts, np.uint64))
-        nobodys = {"free": self.alloc.free, "busy": self.busy_list.extents, "retired": self.poison.retired}
+        nobodys = {
+            "free": self.alloc.runs(), "busy": self.busy_list.extents.runs(), "retired": self.poison.retired.runs(),
+        }  # fmt: skip
         for what, runs in nobodys.items():
-            for start, count in runs.runs():
+            for start, count in runs:
                 if unowned.remove(start, count) != [(start, count)]:
                     raise ValueError(f"{what} run {start}+{count} has another owner")
                 if what != "busy" and not self.unsafe and self.pins.counts.any(start, count):
