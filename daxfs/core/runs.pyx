@@ -403,6 +403,18 @@ cdef class RunSet(RunMap):
         cdef const dx_extent *e = dx_find(&self.m, start, NULL, NULL)
         return e != NULL and e.logical < start + count
 
+    def first_held(self, list runs):
+        """The first of these runs of which any block is in the set; None if there is none."""
+        cdef uint64_t start, count
+        cdef const dx_extent *e
+        if self.m.nleaves:
+            for run in runs:
+                start, count = run
+                e = dx_find(&self.m, start, NULL, NULL)
+                if e != NULL and e.logical < start + count:
+                    return run
+        return None
+
     def within(self, uint64_t start, uint64_t count):
         """What of a run is in the set, as runs."""
         cdef uint32_t li = 0, i = 0
@@ -434,3 +446,14 @@ cdef class RunSet(RunMap):
         cdef Py_ssize_t i
         for i in range(starts.shape[0]):
             self._insert(starts[i], starts[i], counts[i], 0)
+
+
+def first_astray(list ordered, uint64_t first, uint64_t end):
+    """The first of some runs, in order, that overlaps the one before it or leaves [first, end); None if there is none."""
+    cdef uint64_t start, count
+    for run in ordered:
+        start, count = run
+        if start < first or start > end or end - start < count:
+            return run
+        first = start + count
+    return None
