@@ -60,6 +60,7 @@ class Volume:
         self.unsafe = False  # policy `unsafe` has freed pinned blocks
         self.block_size: int = sb["block_size"]
         self.block_shift = self.block_size.bit_length() - 1
+        self.leaf_capacity = layout.leaf_capacity(self.block_size)
         self.blocks: int = sb["blocks"]
         self.data_blocks = range(sb["data_start"], self.blocks)
         self._idir = range(sb["idir_start"] * self.block_size, (sb["idir_start"] + sb["idir_blocks"]) * self.block_size)
@@ -270,16 +271,16 @@ class Volume:
             self._add_chunk(txn.now)
         ino = self.free_inodes.pop()
         inode = Inode(self, ino, self.inode_at(ino))
-        was = self.pmem.view[inode.at : inode.at + INODE_SIZE]
+        was = self.pmem.load(inode.at, INODE_SIZE)
         if ino in self._inodes or any(was[20:24]):  # its mode
             raise Corrupt(f"inode {ino} is in use, but was said to be free")
         inode.generation = int.from_bytes(was[16:20], "little") % 0xFFFF_FFFF + 1
         inode.mode, inode.uid, inode.gid, inode.rdev, inode.parent = mode, uid, gid, rdev, parent
         inode.nlink = 2 if inode.is_dir else 1
-        inode.btime = inode.mtime = inode.ctime = inode.atime = txn.now
-        inode.map.attach(self.pmem.address, self.pmem.address + inode.at + layout.INODE_TIMES_AT)
+        inode._born(txn.now)
+        inode._attach()
         txn.dirty(inode)
-        txn.touch(_NumberBack(self, ino))
+        txn.took_number(ino)
         self._inodes[ino] = inode
         return inode
 
@@ -451,13 +452,3 @@ def _last_shutdown(armed: bool, same_boot: bool) -> str:
     if same_boot:
         return "dirty: the daemon ended without closing the image (killed, crashed, or after a failure of the volume)"
     return "dirty: the host went down, or the image was copied, while it was mounted"
-
-
-class _NumberBack:
-    """Gives an inode number back if the transaction that took it is aborted."""
-
-    def __init__(self, volume: Volume, ino: int) -> None:
-        self._volume, self._ino = volume, ino
-
-    def revert(self) -> None:
-        self._volume.free_inodes.append(self._ino)

@@ -40,7 +40,7 @@ from daxfs.core.format import format_image
 from daxfs.core.layout import BLOCK_SIZE
 from daxfs.core.pmem import Pmem
 from daxfs.core.volume import Volume
-from daxfs.daemon import mountpoint, session, survivors
+from daxfs.daemon import caching, mountpoint, session, survivors
 from daxfs.daemon.operations import Operations
 from daxfs.daemon.options import MountOptions
 from daxfs.daemon.raw import RawRequests
@@ -122,7 +122,7 @@ class Mounting:
         """Mount and serve until the end; `ready` is called once, when the mount answers. FsError if it never did."""
         volume = self._open()
         try:
-            service = Service(volume, self.place)
+            service = Service(volume, self.place, self.options.dax)
             removal = self._mount(service)
             _calm_gc()
             try:
@@ -170,8 +170,7 @@ class Mounting:
         requests.install()
         service.volume.journal.check_medium = requests.removal.check
         session.configure(
-            # Not O_TRUNC in OPEN: the kernel sends that before it finds that the file is a running program (ETXTBSY).
-            init_flags=session.INIT_DEFAULT & ~session.INIT_ATOMIC_O_TRUNC | session.INIT_EXPORT_SUPPORT,
+            init_flags=caching.init_flags(self.options.dax),
             hotpath=self.options.hotpath,
             atime=not self.options.readonly,
             on_crash=service.crashed,

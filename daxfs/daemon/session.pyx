@@ -48,7 +48,7 @@ cdef extern from "fuseio.h" nogil:
     enum:
         FUSE_ASYNC_READ, FUSE_ATOMIC_O_TRUNC, FUSE_EXPORT_SUPPORT, FUSE_BIG_WRITES, FUSE_DONT_MASK, FUSE_HAS_IOCTL_DIR
         FUSE_DO_READDIRPLUS, FUSE_READDIRPLUS_AUTO, FUSE_ASYNC_DIO, FUSE_PARALLEL_DIROPS, FUSE_POSIX_ACL, FUSE_MAX_PAGES
-        FUSE_CACHE_SYMLINKS, FUSE_HANDLE_KILLPRIV_V2, FUSE_SETXATTR_EXT, FUSE_INIT_EXT
+        FUSE_CACHE_SYMLINKS, FUSE_WRITEBACK_CACHE, FUSE_HANDLE_KILLPRIV_V2, FUSE_SETXATTR_EXT, FUSE_INIT_EXT
         FUSE_FORGET, FUSE_READ, FUSE_WRITE, FUSE_INIT, FUSE_INTERRUPT, FUSE_SETXATTR, FUSE_BATCH_FORGET
         FUSE_NOTIFY_POLL, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY
     const uint64_t FUSE_DIRECT_IO_ALLOW_MMAP
@@ -79,7 +79,7 @@ cdef extern from "fuseio.h" nogil:
 
 cdef extern from "hotpath.h" nogil:
     enum:
-        DX_READABLE, DX_WRITABLE
+        DX_READABLE, DX_WRITABLE, DX_FILLS
     ctypedef struct dx_map:
         pass
     ctypedef struct dx_hot_state:
@@ -117,9 +117,10 @@ INIT_HANDLE_KILLPRIV_V2 = FUSE_HANDLE_KILLPRIV_V2
 INIT_SETXATTR_EXT = FUSE_SETXATTR_EXT
 INIT_EXT = FUSE_INIT_EXT
 INIT_DIRECT_IO_ALLOW_MMAP = FUSE_DIRECT_IO_ALLOW_MMAP
+INIT_WRITEBACK_CACHE = FUSE_WRITEBACK_CACHE
 
 # Not among them: AUTO_INVAL_DATA, as a new mtime would throw mapped pages away, and the kernel drops those that a direct
-# write overtakes anyway; the lock flags, so that the kernel keeps locks itself; WRITEBACK_CACHE.
+# write overtakes anyway; the lock flags, so that the kernel keeps locks itself; WRITEBACK_CACHE (caching.py).
 INIT_DEFAULT = (
     INIT_ASYNC_READ | INIT_ATOMIC_O_TRUNC | INIT_BIG_WRITES | INIT_DONT_MASK | INIT_HAS_IOCTL_DIR | INIT_DO_READDIRPLUS
     | INIT_READDIRPLUS_AUTO | INIT_ASYNC_DIO | INIT_PARALLEL_DIROPS | INIT_POSIX_ACL | INIT_MAX_PAGES | INIT_CACHE_SYMLINKS
@@ -486,8 +487,8 @@ def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, 
     _buffer = _new_buffer()
 
 
-def attach(uintptr_t map_pointer=0, *, bint readable=True, bint writable=False, keep=None):
-    cdef unsigned access = (DX_READABLE if readable else 0) | (DX_WRITABLE if writable else 0)
+def attach(uintptr_t map_pointer=0, *, bint readable=True, bint writable=False, bint fills=True, keep=None):
+    cdef unsigned access = (DX_READABLE if readable else 0) | (DX_WRITABLE if writable else 0) | (DX_FILLS if fills else 0)
     cdef uint64_t fh = dx_attach(<const dx_map *>map_pointer, access)
     if fh == 0:
         raise MemoryError
