@@ -89,12 +89,10 @@ class Transaction(Gathered):
 
     def _check_freed(self) -> None:
         """Corrupt if a block is freed twice: only an image on which two files own it can ask for that."""
-        volume = self._volume
-        end = volume.data_blocks.start
-        for start, count in sorted([*(self._freed or ()), *(self._freed_unsafe or ())]):
-            if start < end or not volume.has_owner(start, count):
-                raise Corrupt(f"blocks {start}+{count} are freed, but belong to somebody else as well, or to nobody")
-            end = start + count
+        freed = sorted([*(self._freed or ()), *(self._freed_unsafe or ())])
+        wrong = self._volume.first_unowned(freed) if freed else None
+        if wrong is not None:
+            raise Corrupt(f"blocks {wrong[0]}+{wrong[1]} are freed, but belong to somebody else as well, or to nobody")
 
     def _finish(self) -> None:
         volume = self._volume

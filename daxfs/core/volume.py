@@ -36,7 +36,7 @@ from daxfs.core.pins import Holder, Pin, PinTable
 from daxfs.core.pmem import Pmem
 from daxfs.core.poison import Poison
 from daxfs.core.policy import Operation, Outcome, Settings
-from daxfs.core.runs import RunSet
+from daxfs.core.runs import RunSet, first_astray
 from daxfs.core.transaction import Transaction
 from daxfs.errors import BadHandle, Corrupt, FsError, ImageError, NoSpace, ReadOnly
 
@@ -399,13 +399,12 @@ class Volume:
         self.give(idle)
         self.busy_list.insert(pinned)
 
-    def has_owner(self, start: int, count: int) -> bool:
-        """Whether a run lies within the image, and none of it is free, busy or retired: so somebody has it."""
-        return count <= self.blocks - start and not (
-            self.alloc.holds(start, count)
-            or self.busy_list.extents.holds(start, count)
-            or self.poison.retired.holds(start, count)
-        )
+    def first_unowned(self, runs: list[Run]) -> Run | None:
+        """The first of these runs, which are in order, that overlaps the one before it, leaves the data region, or has a
+        block that is free, busy or retired. None if there is none: so somebody has each."""
+        astray = first_astray(runs, self.data_blocks.start, self.blocks)
+        nobodys = (self.alloc, self.busy_list.extents, self.poison.retired)
+        return astray or next(filter(None, [nobody.first_held(runs) for nobody in nobodys]), None)
 
     def give(self, runs: list[Run]) -> None:
         """Blocks that are nobody's: free, but for poisoned ones, which are retired."""
