@@ -37,8 +37,9 @@ class Attributes:
 
     @property
     def is_empty(self) -> bool:
-        """How the kernel passes on chown(path, -1, -1), and the loss of suid by a write; both take suid away."""
-        return self == Attributes(kill_priv=self.kill_priv, breaker=self.breaker)
+        """How the kernel passes on chown(path, -1, -1), and the loss of suid by a write; both take suid away. (With
+        dax=never the kernel adds its ctime to whatever it asks for.)"""
+        return self == Attributes(kill_priv=self.kill_priv, breaker=self.breaker, ctime=self.ctime)
 
 
 def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:

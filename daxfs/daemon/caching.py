@@ -5,8 +5,9 @@ times of a file; what it does not ask for again by itself it is told here (`grow
 itself is fetched (`drop`).
 
 States of a regular file of such a mount: closed; cached (open, every handle through the cache); direct (open, no handle
-through the cache: FOPEN_DIRECT_IO). The first open decides: direct with O_DIRECT, or when a pin of a dead daemon is left
-on the file, else cached; later ones follow. So a file is never both, and has no dirty pages when it is direct.
+through the cache: FOPEN_DIRECT_IO). The first open decides: direct with abi.O_PIN, or when a pin of a dead daemon is left
+on the file, else cached; later ones follow. So a file is never both, and has no dirty pages when it is direct. (O_DIRECT
+alone is the kernel's business, as on any file system with a page cache.)
 
 A holder changes the blocks behind the kernel's back, and nobody knows when: a pinned file must have no pages.
 
@@ -22,7 +23,6 @@ Rules
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,10 @@ def init_flags(dax: str) -> int:
     return flags
 
 
+def _to_pin(flags: int) -> bool:
+    return flags & abi.O_PIN == abi.O_PIN
+
+
 class Caching:
     """The open files of one mount, as far as the kernel's cache goes. `start` runs a task in the daemon's nursery."""
 
@@ -64,9 +68,8 @@ class Caching:
     # -- opening and closing --
 
     def await_release(self, request: Request, inode: Inode, flags: int) -> None:
-        """Who asks for a direct handle may have closed a cached one just now: LayoutBusy while that is on its way here."""
-        wanted = flags & os.O_DIRECT and inode.ino in self._cached
-        if wanted and "release" not in self._service.waiting.overdue(request):
+        """Who opens to pin may have closed a cached handle just now: LayoutBusy while that is on its way here."""
+        if _to_pin(flags) and inode.ino in self._cached and "release" not in self._service.waiting.overdue(request):
             raise LayoutBusy("release", 0, inode.ino)
 
     def admits(self, inode: Inode, flags: int) -> bool:
@@ -75,7 +78,7 @@ class Caching:
             return False
         if inode.ino in self._cached:
             return True
-        return not (inode.opens or flags & os.O_DIRECT or self._service.volume.pins.has_file(inode.ino))
+        return not (inode.opens or _to_pin(flags) or self._service.volume.pins.has_file(inode.ino))
 
     def opened(self, file: OpenFile) -> None:
         if file.cached:
@@ -118,7 +121,7 @@ class Caching:
             return
         ino = file.inode.ino
         if file.cached:
-            raise Busy("the file is open through the page cache: close it everywhere, and open it with O_DIRECT to pin it")
+            raise Busy("the file is open through the page cache: close it everywhere, then open it with O_PIN")
         if flags & abi.FOLL_WRITE and ino in self._filled:
             self._drop_filled(ino)
             raise LayoutBusy("pages", 0, ino)
