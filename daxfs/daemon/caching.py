@@ -30,7 +30,7 @@ import trio
 
 from daxfs import abi
 from daxfs.daemon import protocol, session
-from daxfs.errors import BadArgument, Busy, LayoutBusy
+from daxfs.errors import BadArgument, Busy, LayoutBusy, NoSpace
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
@@ -64,6 +64,7 @@ class Caching:
         self._cached: dict[int, list[int]] = {}  # by inode: handles through the cache, and how many of them can write
         self._filled: set[int] = set()  # direct files that have pages
         self._dropping: set[int] = set()
+        self._full: set[int] = set()  # cached files of which pages could not be written back
 
     # -- opening and closing --
 
@@ -100,6 +101,7 @@ class Caching:
             counts[1] -= file.writable
             if not counts[0]:
                 del self._cached[ino]
+                self._full.discard(ino)
         elif ino in self._filled and file.inode.opens == 1:
             self._drop_filled(ino)
 
@@ -149,13 +151,23 @@ class Caching:
         """Whether the kernel may have bytes of a file that have not been written yet. (A close writes them.)"""
         return inode.ino in self._cached and self._cached[inode.ino][1] > 0
 
-    def keeps_times(self, write_flags: int) -> bool:
-        """Whether a WRITE is the kernel's writing back, which changes no time: a SETATTR brings the right ones."""
-        return self.on and bool(write_flags & protocol.WRITE_CACHE)
-
     def grown(self, inode: Inode) -> None:
         """Writing back took blocks: st_blocks is another one, which the kernel does not ask for by itself."""
-        self._service.stale(inode)
+        if self.on:
+            self._service.stale(inode)
+
+    def full(self, inode: Inode) -> None:
+        """Writing back found no space. Who writes on shall hear it from write(2), not only from fsync and close."""
+        if inode.ino in self._cached:
+            self._full.add(inode.ino)
+            self._service.stale(inode)  # so that write(2) asks for the mode first, through its handle
+
+    def before_write(self, ino: int) -> None:
+        """The kernel asks for attributes through a handle. NoSpace if that is a write(2) which nobody could write back."""
+        if ino in self._full:
+            if not self._service.volume.alloc.available:
+                raise NoSpace("the volume is full")
+            self._full.discard(ino)
 
     def check(self) -> None:
         """ValueError if a file is both, or pinned and cached, or counts are wrong."""

@@ -104,6 +104,8 @@ class RawRequests:
     # -- attributes --
 
     def getattr(self, request: Request) -> None:
+        if protocol.GETATTR_IN.unpack_from(request.body)[0] & protocol.GETATTR_FH:
+            self.service.caching.before_write(request.nodeid)
         request.reply(protocol.attr_out(self._inode(request.nodeid), self._volume.block_size))
 
     def statx(self, request: Request) -> None:
@@ -242,17 +244,27 @@ class RawRequests:
         _, offset, size, flags = protocol.WRITE_IN.unpack_from(request.body)
         inode = self._inode(request.nodeid)
         data = request.body[protocol.WRITE_IN.size : protocol.WRITE_IN.size + size]
-        kill_priv = bool(flags & protocol.WRITE_KILL_SUIDGID)
-        keep_times, blocks = self.service.caching.keeps_times(flags), inode.map.blocks
-        with self._watched(inode):
-            written = fileops.write(
-                self._volume, now(), inode, offset, data, kill_priv=kill_priv, keep_times=keep_times
-            )
-        if keep_times and inode.map.blocks != blocks:
-            self.service.caching.grown(inode)
-        if written < size and flags & protocol.WRITE_CACHE:
-            raise NoSpace("the volume is full")  # writing back, the kernel looks at errors, but not at how much was written
+        if flags & protocol.WRITE_CACHE:
+            self._write_back(inode, offset, data)
+            written = size
+        else:
+            kill_priv = bool(flags & protocol.WRITE_KILL_SUIDGID)
+            with self._watched(inode):
+                written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv)
         request.reply(protocol.WRITE_OUT.pack(written))
+
+    def _write_back(self, inode: Inode, offset: int, data: memoryview) -> None:
+        """Dirty pages of the kernel: it looks at errors, but not at how much was written. NoSpace if not all was."""
+        caching, blocks = self.service.caching, inode.map.blocks
+        try:
+            if fileops.write(self._volume, now(), inode, offset, data, keep_times=caching.on) < len(data):
+                raise NoSpace("the volume is full")
+        except NoSpace:
+            caching.full(inode)
+            raise
+        finally:
+            if inode.map.blocks != blocks:
+                caching.grown(inode)
 
     def fallocate(self, request: Request) -> None:
         fh, offset, length, mode = protocol.FALLOCATE_IN.unpack_from(request.body)
