@@ -305,7 +305,7 @@ def ends_with(work: Callable[[], object]) -> int:
 
 
 def test_what_would_need_pages_is_refused(path: Path, tmp_path: Path) -> None:
-    """Of a file that a device writes: shared mappings are ENODEV, splices EINVAL (callers then read), private ones SIGBUS."""
+    """While a device writes: shared mappings are ENODEV, splices EINVAL (so callers read), private ones SIGBUS."""
     with client.open(path, "r+") as file:
         other = os.open(path, os.O_RDWR)
         assert refused(mmap.mmap, other, BLOCK) == "ENODEV"
