@@ -30,6 +30,7 @@ import trio
 
 from daxfs import abi
 from daxfs.daemon import protocol, session
+from daxfs.daemon.times import Times
 from daxfs.errors import BadArgument, Busy, LayoutBusy, NoSpace
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Caching:
 
     def __init__(self, service: Service, dax: str, start: Callable[..., None]) -> None:
         self.on = dax == "never"
+        self.times = Times(service)
         self._service = service
         self._start = start
         self._cached: dict[int, list[int]] = {}  # by inode: handles through the cache, and how many of them can write
@@ -86,6 +88,8 @@ class Caching:
             counts = self._cached.setdefault(file.inode.ino, [0, 0])
             counts[0] += 1
             counts[1] += file.writable
+        elif self.on:
+            self.times.opened(file.inode)
 
     def flags(self, file: OpenFile) -> int:
         """FOPEN_* of the reply. Pages are kept, as nobody but the kernel changes a file that is cached."""
@@ -102,8 +106,11 @@ class Caching:
             if not counts[0]:
                 del self._cached[ino]
                 self._full.discard(ino)
-        elif ino in self._filled and file.inode.opens == 1:
-            self._drop_filled(ino)
+        elif self.on:
+            last = file.inode.opens == 1
+            if last and ino in self._filled:
+                self._drop_filled(ino)
+            self.times.closed(file.inode, last=last)
 
     # -- pages --
 

@@ -106,10 +106,32 @@ class RawRequests:
     def getattr(self, request: Request) -> None:
         if protocol.GETATTR_IN.unpack_from(request.body)[0] & protocol.GETATTR_FH:
             self.service.caching.before_write(request.nodeid)
-        request.reply(protocol.attr_out(self._inode(request.nodeid), self._volume.block_size))
+        inode = self._inode(request.nodeid)
+        if not self._told_first(request, inode, self.getattr):
+            request.reply(protocol.attr_out(inode, self._volume.block_size))
 
     def statx(self, request: Request) -> None:
-        request.reply(protocol.statx_out(self._inode(request.nodeid), self._volume.block_size))
+        inode = self._inode(request.nodeid)
+        if not self._told_first(request, inode, self.statx):
+            request.reply(protocol.statx_out(inode, self._volume.block_size))
+
+    def _told_first(self, request: Request, inode: Inode, handler: Callable[[Request], None]) -> bool:
+        """Whether the answer comes later, when the kernel has heard of the times that it will show."""
+        times = self.service.caching.times
+        if not times.behind(inode):
+            return False
+
+        async def told() -> None:
+            await times.tell(inode)
+            self._again(request, handler)
+
+        self.service.start(told)
+        return True
+
+    def _again(self, request: Request, handler: Callable[[Request], None]) -> None:
+        """Answer a request that was kept, if nobody has (the device was removed meanwhile)."""
+        if not request.answered:
+            self._translated(handler)(request)
 
     def setattr(self, request: Request) -> None:
         valid, fh, size, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns, mode, uid, gid = (
@@ -133,6 +155,8 @@ class RawRequests:
         )
         if not new.is_empty or request.uid in (0, inode.uid):  # of nothing: the kernel did not check who asks
             attributes.setattr(self._volume, at, inode, new)
+        if new.mtime is not None:
+            self.service.caching.times.set_by_kernel(inode)
         request.reply(protocol.attr_out(inode, self._volume.block_size))
 
     def setxattr(self, request: Request) -> None:
@@ -283,8 +307,7 @@ class RawRequests:
 
     async def _seek_when_written(self, request: Request, ino: int) -> None:
         await self.service.caching.drop(ino)
-        if not request.answered:
-            self._translated(self._seek)(request)
+        self._again(request, self._seek)
 
     def _seek(self, request: Request) -> None:
         _, offset, whence = protocol.LSEEK_IN.unpack_from(request.body)

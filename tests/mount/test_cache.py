@@ -365,3 +365,31 @@ def test_a_survivor_keeps_the_file_out_of_the_cache(make_mount: Maker, holder: H
     eventually("the survivor is gone", lambda: not client.pins(mounted.path))
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), BLOCK) as mapped:
         assert mapped[:4] == b"DMA9"
+
+
+def test_times_of_a_file_that_is_open_to_pin(path: Path) -> None:
+    """The kernel does not move them for writes that bypass its cache: it is told."""
+
+    def moved(call: Callable[[], object], *, fd: int) -> bool:
+        before = os.fstat(fd)
+        time.sleep(0.01)
+        call()
+        after = os.stat(path)
+        assert (after.st_mtime_ns, after.st_ino) == (os.fstat(fd).st_mtime_ns, before.st_ino)
+        return after.st_mtime_ns > before.st_mtime_ns and after.st_ctime_ns > before.st_ctime_ns
+
+    with client.open(path, "r+") as file, open(path, "r+b", buffering=0) as other:
+        fd = other.fileno()
+        assert moved(lambda: os.pwrite(fd, b"new", 0), fd=fd)
+        assert moved(lambda: os.pwrite(fd, b"new", 1 << 20), fd=fd)
+        assert not moved(lambda: os.pread(fd, 3, 0), fd=fd)
+        pin = file.pin(0, BLOCK, write=True)
+        pin.map()[:3] = b"DMA"
+        assert moved(lambda: pin.close(dirty=True), fd=fd)
+        os.utime(path, ns=(10**18, 10**18))
+        assert os.stat(path).st_mtime_ns == 10**18
+        assert moved(lambda: os.truncate(path, 100), fd=fd)
+        assert moved(lambda: os.pwrite(fd, b"new", 0), fd=fd)
+        os.utime(path, ns=(10**18, 10**18))
+        os.pwrite(fd, b"new", 0)
+    eventually("the last close tells it, too", lambda: os.stat(path).st_mtime_ns > 10**18)
