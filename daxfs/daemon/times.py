@@ -43,7 +43,8 @@ class Times:
         """Whether the kernel should be told, and is not just being told."""
         if inode.ino not in self._known or inode.ino in self._telling or self._service.gone:
             return False
-        return self._known[inode.ino] != inode.mtime
+        mtime: int = inode.mtime
+        return self._known[inode.ino] != mtime
 
     def closed(self, inode: Inode, *, last: bool) -> None:
         """A descriptor that was open directly, and is still counted, is closed."""
