@@ -65,6 +65,12 @@ def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
         inode.ctime = now if new.ctime is None else new.ctime
 
 
+def times_of_writes(vol: Volume, inode: Inode, mtime: int, ctime: int) -> None:
+    """The times that the kernel kept of writes to its cache. They are stored in place, as those of a write are."""
+    vol.check_writable()
+    inode.touch_in_place(mtime=mtime, ctime=ctime)
+
+
 def _chmod_acl(vol: Volume, txn: Transaction, inode: Inode) -> None:
     if not inode.is_symlink and acl.ACCESS in xattr.names(vol, inode):
         value = acl.chmod(xattr.get(vol, inode, acl.ACCESS), inode.mode)

@@ -153,7 +153,9 @@ class RawRequests:
             kill_priv=bool(valid & protocol.FATTR_KILL_SUIDGID),
             breaker=self._breaker(request, fh if valid & protocol.FATTR_FH else None),
         )
-        if not new.is_empty or request.uid in (0, inode.uid):  # of nothing: the kernel did not check who asks
+        if valid == protocol.FATTR_FLUSH and self.service.caching.on:
+            attributes.times_of_writes(self._volume, inode, mtime_s * _NS + mtime_ns, ctime_s * _NS + ctime_ns)
+        elif not new.is_empty or request.uid in (0, inode.uid):  # of nothing: the kernel did not check who asks
             attributes.setattr(self._volume, at, inode, new)
         if new.mtime is not None:
             self.service.caching.times.set_by_kernel(inode)
