@@ -35,11 +35,12 @@ class Attributes(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """How the kernel passes on chown(path, -1, -1), and the loss of suid by a write; both take suid away."""
-        return self[:7] == _NOTHING
+        """How the kernel passes on chown(path, -1, -1), and the loss of suid by a write; both take suid away. (With
+        dax=never the kernel adds its ctime to whatever it asks for.)"""
+        return self[:6] == _NOTHING
 
 
-_NOTHING = (None,) * 7
+_NOTHING = (None,) * 6
 
 
 def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
@@ -63,6 +64,12 @@ def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
         if new.mtime is not None:
             inode.mtime = new.mtime
         inode.ctime = now if new.ctime is None else new.ctime
+
+
+def times_of_writes(vol: Volume, inode: Inode, mtime: int, ctime: int) -> None:
+    """The times that the kernel kept of writes to its cache. They are stored in place, as those of a write are."""
+    vol.check_writable()
+    inode.touch_in_place(mtime=mtime, ctime=ctime)
 
 
 def _chmod_acl(vol: Volume, txn: Transaction, inode: Inode) -> None:
