@@ -22,7 +22,8 @@ from daxfs.core.breaking import Breaker
 from daxfs.daemon import holders, pages, protocol, session
 from daxfs.daemon.admin import Admin
 from daxfs.daemon.hca import Hca
-from daxfs.daemon.service import OpenFile, Service, now
+from daxfs.daemon.requests import OpenFile
+from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
 from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, TryAgain
 
@@ -65,7 +66,9 @@ class Control:
         if self.service.gone and number not in _WITHOUT_DEVICE:
             raise NoDevice("the device is gone", self.service.gone_errno)
         argument = bytes(request.body[_ARGUMENT_AT : _ARGUMENT_AT + in_size])
-        answer = call(self.service.file(fh), argument, request)
+        file = self.service.file(fh)
+        file.used = True
+        answer = call(file, argument, request)
         if answer is not None:  # else it comes later
             request.reply(_DONE + answer)
 
@@ -157,6 +160,7 @@ class Control:
     def poll(self, request: Request) -> None:
         """A descriptor that holds pins or leases is readable (and urgent) when an event waits; any other one always is."""
         fh, kh, flags, _ = protocol.POLL_IN.unpack_from(request.body)
+        self.service.file(fh).used = True
         volume = self._volume
         ready = select.POLLOUT | select.POLLWRNORM
         holder = volume.pins.owned(fh) or volume.leases.has_owner(fh)

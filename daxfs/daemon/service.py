@@ -16,7 +16,6 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 import trio
 
@@ -25,7 +24,8 @@ from daxfs.core.inode import Inode
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Volume
-from daxfs.daemon import session
+from daxfs.daemon import requests, session
+from daxfs.daemon.requests import OpenFile
 from daxfs.daemon.waiting import Waiting
 from daxfs.errors import BadDescriptor, BadHandle, FsError
 
@@ -50,22 +50,6 @@ class Turns:
         if time.monotonic() - self._since > WORK_S:
             await trio.lowlevel.checkpoint()
             self._since = time.monotonic()
-
-
-@dataclass(eq=False, slots=True)
-class OpenFile:
-    """An open file description of the kernel."""
-
-    inode: Inode
-    flags: int  # of open(2)
-    fh: int = 0
-    task: int = 0  # the thread that opened it
-    readable: bool = field(init=False)
-    writable: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.readable = self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
-        self.writable = self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
 
 
 class Reports:
@@ -101,7 +85,7 @@ class Service:
         self.mountpoint = mountpoint
         self.device = self.mount_id = ""  # major:minor of the mount and its number, once it is `served`
         self.served = trio.Event()
-        self.gone = False  # the device was removed, or lost: see removal.py
+        self._gone = False
         self.gone_errno = errno.ENODEV
         self.opened: dict[int, dict[int, OpenFile]] = {}  # regular files by inode and handle
         self.unpinned = trio.Event()  # the delayed free has work
@@ -113,6 +97,23 @@ class Service:
         self._nursery: trio.Nursery
         self._names: dict[int, tuple[int, bytes]] = {}  # inode -> (parent, name), as last heard
         volume.root.nlookup = 1  # the mount's own, never forgotten
+
+    @property
+    def gone(self) -> bool:
+        """The device was removed, or lost: see removal.py."""
+        return self._gone
+
+    @gone.setter
+    def gone(self, gone: bool) -> None:
+        self._gone = gone
+        requests.remove()
+
+    def answer_quickly(self, *, quick: bool, file_flags: int, directory_flags: int) -> None:
+        """What needs no more than memory is answered by requests.pyx, unless it shall not be `quick`. FOPEN_* flags."""
+        requests.install(
+            self.volume.inode, self._names, self.opened, block_size=self.volume.block_size, file_flags=file_flags,
+            directory_flags=directory_flags, quick=quick,
+        )  # fmt: skip
 
     # -- lookups --
 
@@ -166,24 +167,7 @@ class Service:
 
     def open(self, inode: Inode, flags: int, task: int = 0) -> int:
         """A handle for the kernel. `task`: the thread that opens."""
-        file = OpenFile(inode, flags, task=task)
-        inode.opens += 1
-        try:
-            if inode.is_file:
-                inode.set_hot()
-                file.fh = session.attach(
-                    inode.map.pointer,
-                    readable=flags & os.O_ACCMODE != os.O_WRONLY,
-                    writable=file.writable,
-                    keep=file,
-                )
-                self.opened.setdefault(inode.ino, {})[file.fh] = file
-            else:
-                file.fh = session.attach(keep=file)
-        except BaseException:
-            inode.opens -= 1
-            raise
-        return file.fh
+        return requests.open_file(inode, flags, task)
 
     def file(self, fh: int) -> OpenFile:
         try:
@@ -218,13 +202,9 @@ class Service:
         """The kernel has no such handle any more. Its inode."""
         file = self.file(fh)
         self.on_release(fh)
-        session.detach(fh)
+        requests.close_file(file)
         self.pollers.pop(fh, None)
         self.reports.drop(fh)
-        if same := self.opened.get(file.inode.ino):
-            same.pop(fh, None)
-            if not same:
-                del self.opened[file.inode.ino]
         holding.release_owner(self.volume, fh)
         self.moved(file.inode.ino)
         return file.inode

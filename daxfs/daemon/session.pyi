@@ -111,7 +111,8 @@ def waiting() -> list[Request]:
     """The requests that Python keeps and has not answered."""
 
 def counters() -> dict[str, int]:
-    """Since the import: hot_reads, hot_writes, hot_read_bytes, hot_write_bytes, raw (to callbacks), passed (to
+    """Since the import: hot_reads, hot_writes, hot_read_bytes, hot_write_bytes, quick (answered by compiled handlers),
+    raw (to callbacks), passed (to
     pyfuse3), interrupts, drains (wake-ups), lost (answers that the kernel did not take: caller or mount gone)."""
 
 def inval_inode(ino: int, offset: int = 0, length: int = 0) -> None:
