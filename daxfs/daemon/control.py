@@ -19,6 +19,7 @@ from typing import Any
 from daxfs import __version__, abi
 from daxfs.core import attributes, fileops, holding
 from daxfs.core.breaking import Breaker
+from daxfs.core.pins import Pin
 from daxfs.daemon import holders, pages, protocol, session
 from daxfs.daemon.admin import Admin
 from daxfs.daemon.hca import Hca
@@ -74,30 +75,35 @@ class Control:
 
     # -- pins --
 
-    def _pin(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
-        offset, length, flags, zero, *_ = abi.PIN.unpack(argument)
-        if zero:
-            raise BadArgument("the reserved field of a pin must be 0")
+    def pin(self, file: OpenFile, offset: int, length: int, flags: int, task: int) -> Pin:
         inode, mapped, at = file.inode, file.inode.map, now()
         blocks = mapped.blocks
-        holder = self._known.of(request.pid, at)
         pin = holding.pin(
-            self._volume, at, inode, offset, length, flags, file.fh, holder,
+            self._volume, at, inode, offset, length, flags, file.fh, self._known.of(task, at),
             writable=file.writable, readable=file.readable,
         )  # fmt: skip
         if mapped.blocks != blocks:  # a write pin has filled holes
             self.service.stale(inode)
+        return pin
+
+    def unpin(self, file: OpenFile, pin_id: int, *, dirty: bool = False) -> None:
+        holding.unpin(self._volume, now(), file.fh, pin_id, dirty=dirty)
+        self.service.moved(file.inode.ino)
+        if dirty:
+            self.service.stale_data(file.inode)
+
+    def _pin(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        offset, length, flags, zero, *_ = abi.PIN.unpack(argument)
+        if zero:
+            raise BadArgument("the reserved field of a pin must be 0")
+        pin = self.pin(file, offset, length, flags, request.pid)
         return abi.PIN.pack(offset, length, flags, 0, pin.id, len(pin.runs), pin.blocks)
 
     def _unpin(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
         pin_id, flags, zero = abi.UNPIN.unpack(argument)
         if zero or flags & ~abi.UNPIN_DIRTY:
             raise BadArgument("unknown flags of an unpin")
-        dirty = bool(flags & abi.UNPIN_DIRTY)
-        holding.unpin(self._volume, now(), file.fh, pin_id, dirty=dirty)
-        self.service.moved(file.inode.ino)
-        if dirty:
-            self.service.stale_data(file.inode)
+        self.unpin(file, pin_id, dirty=bool(flags & abi.UNPIN_DIRTY))
         return argument
 
     def _pin_runs(self, file: OpenFile, argument: bytes, request: Request) -> bytes:

@@ -50,7 +50,11 @@ class RawRequests:
         """`quick`: what needs nothing but memory is answered by requests.pyx."""
         for opcode, handler in self._handlers().items():
             session.register(opcode, self._translated(handler))
-        self.service.answer_quickly(quick=quick, file_flags=FILE_FLAGS, directory_flags=DIRECTORY_FLAGS)
+        service, control = self.service, self._control
+        requests.install(
+            self._inode, service.names, service.opened, control.pin, control.unpin, block_size=self._volume.block_size,
+            file_flags=FILE_FLAGS, directory_flags=DIRECTORY_FLAGS, quick=quick,
+        )  # fmt: skip
 
     def _handlers(self) -> dict[int, Callable[[Request], None]]:
         return self._names.handlers() | {

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from daxfs.core.inode import Inode
+from daxfs.core.pins import Pin
 
 VALID_S: int
 FIRST_VIRTUAL: int
@@ -65,6 +66,8 @@ def install(
     inode: Callable[[int], Inode],
     names: dict[int, tuple[int, bytes]],
     opened: dict[int, dict[int, OpenFile]],
+    pin: Callable[[OpenFile, int, int, int, int], Pin],
+    unpin: Callable[[OpenFile, int], None],
     *,
     block_size: int,
     file_flags: int,

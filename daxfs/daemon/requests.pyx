@@ -8,6 +8,7 @@ Owns the packing of attributes, entries and listings for replies (any object wit
     GETATTR     of any inode in memory
     GETXATTR    of a name that the kernel itself asks for, where there are no attributes at all
     OPEN, OPENDIR, RELEASE, RELEASEDIR
+    IOCTL       PIN and UNPIN that succeed (control.py has the calls)
 
 Rules
 - A handler here answers a request as its counterpart in Python does (raw.py, names.py), or leaves it to that one before
@@ -32,7 +33,7 @@ from daxfs.errors import FsError
 
 cdef extern from "fuseio.h" nogil:
     enum:
-        FUSE_LOOKUP, FUSE_GETATTR, FUSE_GETXATTR, FUSE_OPEN, FUSE_RELEASE, FUSE_OPENDIR, FUSE_RELEASEDIR
+        FUSE_LOOKUP, FUSE_GETATTR, FUSE_GETXATTR, FUSE_OPEN, FUSE_RELEASE, FUSE_OPENDIR, FUSE_RELEASEDIR, FUSE_IOCTL
     struct fuse_attr:
         uint64_t ino, size, blocks, atime, mtime, ctime
         uint32_t atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize, flags
@@ -54,6 +55,25 @@ cdef extern from "fuseio.h" nogil:
     struct fuse_dirent:
         uint64_t ino, off
         uint32_t namelen, type
+
+    struct fuse_ioctl_in:
+        uint64_t fh
+        uint32_t flags, cmd
+        uint64_t arg
+        uint32_t in_size, out_size
+    struct fuse_ioctl_out:
+        pass
+
+cdef extern from "daxfs.h" nogil:
+    enum:
+        DAXFS_IOC_PIN, DAXFS_IOC_UNPIN
+    struct daxfs_pin:
+        uint64_t offset, length
+        uint32_t flags, zero
+        uint64_t id, runs, blocks
+    struct daxfs_unpin:
+        uint64_t id
+        uint32_t flags, zero
 
 cdef extern from "hotpath.h" nogil:
     enum:
@@ -86,6 +106,7 @@ cdef uint32_t _block_size = 4096
 cdef object _inode = None  # Volume.inode
 cdef dict _names = None  # Service's
 cdef dict _opened = None
+cdef object _pin = None, _unpin = None  # Control's
 cdef uint32_t _file_flags = 0, _directory_flags = 0  # FOPEN_*
 
 
@@ -384,11 +405,69 @@ cdef int _release(const fuse_in_header *header, size_t length) except -1:
     return 1
 
 
-def install(inode, dict names, dict opened, *, uint32_t block_size, uint32_t file_flags, uint32_t directory_flags, bint quick):
-    """What the service has. `inode`: Volume.inode. The flags are those of the replies to OPEN and OPENDIR. Without `quick`
-    Python answers everything."""
-    global _inode, _names, _opened, _block_size, _file_flags, _directory_flags
-    _inode, _names, _opened = inode, names, opened
+cdef int _ioctl(const fuse_in_header *header, size_t length) except -1:
+    cdef const fuse_ioctl_in *arg = <const fuse_ioctl_in *>(<const char *>header + HEADER)
+    cdef size_t size = length - HEADER - sizeof(fuse_ioctl_in)
+    if length < HEADER + sizeof(fuse_ioctl_in) or arg.in_size > size:
+        return 0
+    keep = held(arg.fh)
+    if type(keep) is not OpenFile:
+        return 0
+    if arg.cmd == DAXFS_IOC_PIN and arg.in_size == sizeof(daxfs_pin):
+        return _ioctl_pin(header, <const daxfs_pin *>(arg + 1), keep)
+    if arg.cmd == DAXFS_IOC_UNPIN and arg.in_size == sizeof(daxfs_unpin):
+        return _ioctl_unpin(header, <const daxfs_unpin *>(arg + 1), keep)
+    return 0
+
+
+cdef struct _pinned:
+    fuse_ioctl_out out
+    daxfs_pin pin
+
+
+cdef struct _unpinned:
+    fuse_ioctl_out out
+    daxfs_unpin unpin
+
+
+cdef int _ioctl_pin(const fuse_in_header *header, const daxfs_pin *wanted, OpenFile file) except -1:
+    cdef _pinned answered
+    if wanted.zero:
+        return 0
+    memset(&answered, 0, sizeof(answered))
+    file.used = True
+    try:
+        pin = _pin(file, wanted.offset, wanted.length, wanted.flags, header.pid)
+    except FsError:  # it has changed nothing
+        return 0
+    answered.pin = wanted[0]
+    answered.pin.id = pin.id
+    answered.pin.runs = len(pin.runs)
+    answered.pin.blocks = pin.blocks
+    answer(header.unique, &answered, sizeof(answered))
+    return 1
+
+
+cdef int _ioctl_unpin(const fuse_in_header *header, const daxfs_unpin *given, OpenFile file) except -1:
+    cdef _unpinned answered
+    if given.flags or given.zero:
+        return 0
+    memset(&answered, 0, sizeof(answered))
+    try:
+        _unpin(file, given.id)
+    except FsError:
+        return 0
+    answered.unpin = given[0]
+    answer(header.unique, &answered, sizeof(answered))
+    return 1
+
+
+def install(inode, dict names, dict opened, pin, unpin, *, uint32_t block_size, uint32_t file_flags,
+            uint32_t directory_flags, bint quick):
+    """What the service has. `inode`: Volume.inode. `pin(file, offset, length, flags, task)` gives a Pin, `unpin(file, id)`
+    takes it back. The flags are those of the replies to OPEN and OPENDIR. Without `quick` Python answers everything."""
+    global _inode, _names, _opened, _pin, _unpin, _block_size, _file_flags, _directory_flags
+    _inode, _names, _opened, _pin, _unpin = inode, names, opened, pin, unpin
     _block_size, _file_flags, _directory_flags = block_size, file_flags, directory_flags
     if not quick:
         remove()
@@ -400,9 +479,12 @@ def install(inode, dict names, dict opened, *, uint32_t block_size, uint32_t fil
     set_quick(FUSE_OPENDIR, _open_any)
     set_quick(FUSE_RELEASE, _release)
     set_quick(FUSE_RELEASEDIR, _release)
+    set_quick(FUSE_IOCTL, _ioctl)
 
 
 def remove():
     """The device is gone: Python answers everything from now on."""
-    for opcode in (FUSE_LOOKUP, FUSE_GETATTR, FUSE_GETXATTR, FUSE_OPEN, FUSE_OPENDIR, FUSE_RELEASE, FUSE_RELEASEDIR):
+    for opcode in (
+        FUSE_LOOKUP, FUSE_GETATTR, FUSE_GETXATTR, FUSE_OPEN, FUSE_OPENDIR, FUSE_RELEASE, FUSE_RELEASEDIR, FUSE_IOCTL,
+    ):
         set_quick(opcode, NULL)

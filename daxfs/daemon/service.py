@@ -95,7 +95,7 @@ class Service:
         volume.events.on_event = self.wake_pollers
         self.on_release: Callable[[int], None] = lambda fh: None  # the HCA's, called before the pins of a description go
         self._nursery: trio.Nursery
-        self._names: dict[int, tuple[int, bytes]] = {}  # inode -> (parent, name), as last heard
+        self.names: dict[int, tuple[int, bytes]] = {}  # inode -> (parent, name), as last heard
         volume.root.nlookup = 1  # the mount's own, never forgotten
 
     @property
@@ -108,20 +108,13 @@ class Service:
         self._gone = gone
         requests.remove()
 
-    def answer_quickly(self, *, quick: bool, file_flags: int, directory_flags: int) -> None:
-        """What needs no more than memory is answered by requests.pyx, unless it shall not be `quick`. FOPEN_* flags."""
-        requests.install(
-            self.volume.inode, self._names, self.opened, block_size=self.volume.block_size, file_flags=file_flags,
-            directory_flags=directory_flags, quick=quick,
-        )  # fmt: skip
-
     # -- lookups --
 
     def know(self, inode: Inode, parent: int, name: bytes) -> Inode:
         """The kernel is about to learn of an inode by this name: one more lookup."""
         inode.nlookup += 1
         if name not in (b".", b".."):
-            self._names[inode.ino] = (parent, name)
+            self.names[inode.ino] = (parent, name)
         return inode
 
     def forget(self, ino: int, count: int) -> None:
@@ -130,7 +123,7 @@ class Service:
         inode = self.volume.inode(ino)
         inode.nlookup = max(0, inode.nlookup - count)
         if not inode.nlookup:
-            self._names.pop(ino, None)
+            self.names.pop(ino, None)
             self._settle(inode)
 
     def remove(self, verb: Callable[[Volume, int, Inode, bytes], None], parent: int, name: bytes) -> None:
@@ -143,22 +136,22 @@ class Service:
 
     def unnamed(self, inode: Inode, parent: int, name: bytes) -> None:
         """A name is gone. An inode without any keeps its last one for reports."""
-        if inode.nlink and self._names.get(inode.ino) == (parent, name):
-            del self._names[inode.ino]
+        if inode.nlink and self.names.get(inode.ino) == (parent, name):
+            del self.names[inode.ino]
         self._settle(inode)
 
     def renamed(self, inode: Inode, parent: int, name: bytes) -> None:
-        if inode.ino in self._names:
-            self._names[inode.ino] = (parent, name)
+        if inode.ino in self.names:
+            self.names[inode.ino] = (parent, name)
 
     def path(self, inode: Inode) -> str:
         """Where people find a file, as the kernel would say it."""
         parts: list[bytes] = []
         ino = inode.ino
         while ino != ROOT_INO:
-            if ino not in self._names:
+            if ino not in self.names:
                 return f"(inode {inode.ino})"
-            ino, name = self._names[ino]
+            ino, name = self.names[ino]
             parts.append(name)
         text = os.path.join(self.mountpoint, *(os.fsdecode(part) for part in reversed(parts)))
         return text if inode.nlink else f"{text} (deleted)"
