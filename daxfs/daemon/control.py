@@ -26,7 +26,7 @@ from daxfs.daemon.hca import Hca
 from daxfs.daemon.requests import OpenFile
 from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
-from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, TryAgain
+from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, NoMemory, NotSupported, TryAgain
 
 _ROOM = abi.PAGE_BYTES - abi.PAGE.size  # bytes of records in a page
 _ARGUMENT_AT = protocol.IOCTL_IN.size
@@ -76,6 +76,10 @@ class Control:
     # -- pins --
 
     def pin(self, file: OpenFile, offset: int, length: int, flags: int, task: int) -> Pin:
+        if session.short():
+            raise NoMemory("no pins before there is memory again")
+        if self.service.caching.on:
+            self.service.caching.before_pin(file, flags)
         inode, mapped, at = file.inode, file.inode.map, now()
         blocks = mapped.blocks
         pin = holding.pin(
@@ -152,6 +156,8 @@ class Control:
             raise BadArgument("unknown change or flags")
         if not file.writable:
             raise BadDescriptor("the descriptor is not open for writing")
+        if self.service.caching.on:
+            raise NotSupported("with dax=never the kernel owns the size and the pages: use truncate(2) and fallocate(2)")
         overdue = self.service.waiting.overdue(request)
         breaker = Breaker(file.fh, bool(flags & abi.CHANGE_NOWAIT), overdue)
         if op == abi.CHANGE_TRUNCATE:
@@ -223,6 +229,7 @@ class Control:
             "busy": volume.busy,
             "pinned": volume.pinned,
             "policy": volume.policy,
+            "dax": "never" if self.service.caching.on else "always",
             "settings": asdict(volume.settings),
             "dirty_shutdowns": volume.sb["dirty_shutdowns"],
             "pid": os.getpid(),

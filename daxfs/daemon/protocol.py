@@ -26,7 +26,8 @@ FATTR_FH, FATTR_CTIME, FATTR_KILL_SUIDGID = 1 << 6, 1 << 10, 1 << 11
 POLL_SCHEDULE_NOTIFY = 1 << 0
 FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_CACHE_DIR, FOPEN_PARALLEL_DIRECT_WRITES = 1 << 0, 1 << 1, 1 << 3, 1 << 6
 OPEN_KILL_SUIDGID = 1 << 0
-WRITE_KILL_SUIDGID = 1 << 2
+READ_LOCKOWNER = 1 << 1
+WRITE_CACHE, WRITE_KILL_SUIDGID = 1 << 0, 1 << 2
 SETXATTR_ACL_KILL_SGID = 1 << 0
 
 RELEASE_IN = Struct("=Q16x")  # fh
@@ -65,6 +66,7 @@ SECTOR = 512
 _NS = 1_000_000_000
 NEGATIVE_ENTRY = Struct("=QQQ104x").pack(0, 0, VALID_S)
 """There is no such name, and the kernel may remember it."""
+_READ_FLAGS_AT = 20  # in READ_IN
 _STATX_ALL = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
 
 
@@ -76,6 +78,12 @@ def names_at(body: memoryview, at: int) -> list[bytes]:
 def name_at(body: memoryview, at: int) -> bytes:
     """The name that starts at `at`, up to its NUL."""
     return bytes(body[at:]).split(b"\0", 1)[0]
+
+
+def fills_pages(body: memoryview) -> bool:
+    """Whether a READ is for a page of the kernel's (a mapping, a splice, the page cache), not for the buffer of a read(2):
+    only that names the owner of locks."""
+    return not body[_READ_FLAGS_AT] & READ_LOCKOWNER
 
 
 def statx_out(inode: Inode, block_size: int) -> bytes:

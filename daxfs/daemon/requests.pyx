@@ -77,7 +77,7 @@ cdef extern from "daxfs.h" nogil:
 
 cdef extern from "hotpath.h" nogil:
     enum:
-        DX_READABLE, DX_WRITABLE
+        DX_READABLE, DX_WRITABLE, DX_FILLS
 
 cdef extern from "<fcntl.h>" nogil:
     enum:
@@ -114,19 +114,22 @@ cdef uint32_t _file_flags = 0, _directory_flags = 0  # FOPEN_*
 
 
 cdef class OpenFile:
-    """An open file description of the kernel. `flags`: of open(2); `task`: the thread that opened it; `used`: it has met
-    more than reads and writes (an ioctl, poll), so it may have pins, leases, events, pollers, reports or an HCA."""
+    """An open file description of the kernel. `flags`: of open(2); `task`: the thread that opened it; `cached`: it goes through
+    the kernel's page cache; `used`: it has met more than reads and writes (an ioctl, poll), so it may have pins, leases, events, pollers,
+    reports or an HCA."""
 
     cdef readonly object inode
     cdef readonly int flags
     cdef readonly uint32_t task
+    cdef readonly bint cached
     cdef public object fh
     cdef public bint used
 
-    def __init__(self, inode, int flags, uint32_t task=0):
+    def __init__(self, inode, int flags, uint32_t task=0, bint cached=False):
         self.inode = inode
         self.flags = flags
         self.task = task
+        self.cached = cached
         self.fh = 0
         self.used = False
 
@@ -139,18 +142,21 @@ cdef class OpenFile:
         return bool(_ACCESS[self.flags & O_ACCMODE] & DX_WRITABLE)
 
 
-cdef object _open(inode, int flags, uint32_t task, bint is_file):
+cdef object _open(inode, int flags, uint32_t task, bint is_file, bint cached, bint fills):
     """See `open_file`."""
     cdef OpenFile file = OpenFile.__new__(OpenFile)
     cdef RunMap extents
-    file.inode, file.flags, file.task = inode, flags, task
+    cdef unsigned access = _ACCESS[flags & O_ACCMODE] | (DX_FILLS if fills else 0)
+    file.inode, file.flags, file.task, file.cached = inode, flags, task, cached
+    if cached:
+        access |= DX_READABLE  # pages are read through any handle
     inode.opens += 1
     try:
         if is_file:
             extents = inode.map
             if not extents.m.hot & DX_HOT_READ:
                 inode.set_hot()
-            file.fh = attach_handle(&extents.m, _ACCESS[flags & O_ACCMODE], file)
+            file.fh = attach_handle(&extents.m, access, file)
             ino = inode.ino
             same = _opened.get(ino)
             if same is None:
@@ -167,9 +173,9 @@ cdef object _open(inode, int flags, uint32_t task, bint is_file):
     return file.fh
 
 
-def open_file(inode, int flags, uint32_t task=0):
-    """A handle for the kernel. The description is in `opened` if it is that of a file."""
-    return _open(inode, flags, task, inode.is_file)
+def open_file(inode, int flags, uint32_t task=0, *, bint cached=False, bint fills=True):
+    """A handle for the kernel. The description is in `opened` if it is that of a file. `fills`: of session.attach."""
+    return _open(inode, flags, task, inode.is_file, cached, fills)
 
 
 cdef int _close(OpenFile file) except -1:
@@ -377,7 +383,7 @@ cdef int _open_any(const fuse_in_header *header, size_t length) except -1:
     if mode & S_IFMT != (S_IFREG if is_file else S_IFDIR):
         return 0
     try:
-        fh = _open(inode, <int>arg.flags, header.pid if is_file else 0, is_file)
+        fh = _open(inode, <int>arg.flags, header.pid if is_file else 0, is_file, False, True)
     except (FsError, MemoryError):
         return 0
     memset(&out, 0, sizeof(out))
@@ -463,23 +469,24 @@ cdef int _ioctl_unpin(const fuse_in_header *header, const daxfs_unpin *given, Op
 
 
 def install(inode, dict names, dict opened, pin, unpin, *, uint32_t block_size, uint32_t file_flags,
-            uint32_t directory_flags, bint quick):
+            uint32_t directory_flags, bint quick, bint direct):
     """What the service has. `inode`: Volume.inode. `pin(file, offset, length, flags, task)` gives a Pin, `unpin(file, id)`
-    takes it back. The flags are those of the replies to OPEN and OPENDIR. Without `quick` Python answers everything."""
+    takes it back. The flags are those of the replies to OPEN and OPENDIR. Without `quick` Python answers everything. `direct`: no
+    file goes through the kernel's cache; else caching.py looks at each open."""
     global _inode, _names, _opened, _pin, _unpin, _block_size, _file_flags, _directory_flags
     _inode, _names, _opened, _pin, _unpin = inode, names, opened, pin, unpin
     _block_size, _file_flags, _directory_flags = block_size, file_flags, directory_flags
-    if not quick:
-        remove()
-        return
-    set_quick(FUSE_LOOKUP, _lookup)
-    set_quick(FUSE_GETATTR, _getattr)
-    set_quick(FUSE_GETXATTR, _getxattr)
-    set_quick(FUSE_OPEN, _open_any)
-    set_quick(FUSE_OPENDIR, _open_any)
-    set_quick(FUSE_RELEASE, _release)
-    set_quick(FUSE_RELEASEDIR, _release)
-    set_quick(FUSE_IOCTL, _ioctl)
+    remove()
+    if quick:
+        set_quick(FUSE_LOOKUP, _lookup)
+        set_quick(FUSE_GETATTR, _getattr)
+        set_quick(FUSE_GETXATTR, _getxattr)
+        set_quick(FUSE_OPENDIR, _open_any)
+        set_quick(FUSE_RELEASEDIR, _release)
+    if quick and direct:
+        set_quick(FUSE_OPEN, _open_any)
+        set_quick(FUSE_RELEASE, _release)
+        set_quick(FUSE_IOCTL, _ioctl)
 
 
 def remove():

@@ -25,14 +25,17 @@ from daxfs.core.layout import ROOT_INO
 from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Volume
 from daxfs.daemon import requests, session
+from daxfs.daemon.caching import Caching
 from daxfs.daemon.requests import OpenFile
 from daxfs.daemon.waiting import Waiting
-from daxfs.errors import BadDescriptor, BadHandle, FsError
+from daxfs.errors import BadDescriptor, BadHandle, FsError, NoMemory
 
 log = logging.getLogger("daxfs")
 
+
 RELEASE_BATCH = 64  # pins that are released between two looks at the mount
 FREE_BATCH = 64  # runs that the delayed free gives back between two looks at the mount
+INSIST_MAX = 100  # how often what must be done is tried again
 WORK_S = 0.005  # how long one handler may go on before others get their turn
 
 
@@ -80,7 +83,7 @@ class Reports:
 
 
 class Service:
-    def __init__(self, volume: Volume, mountpoint: str) -> None:
+    def __init__(self, volume: Volume, mountpoint: str, dax: str = "always") -> None:
         self.volume = volume
         self.mountpoint = mountpoint
         self.device = self.mount_id = ""  # major:minor of the mount and its number, once it is `served`
@@ -90,6 +93,7 @@ class Service:
         self.opened: dict[int, dict[int, OpenFile]] = {}  # regular files by inode and handle
         self.unpinned = trio.Event()  # the delayed free has work
         self.waiting = Waiting(volume, self.start)
+        self.caching = Caching(self, dax, self.start)
         self.reports = Reports()
         self.pollers: dict[int, set[int]] = {}  # handle -> what the kernel wants to hear when an event comes
         volume.events.on_event = self.wake_pollers
@@ -160,7 +164,11 @@ class Service:
 
     def open(self, inode: Inode, flags: int, task: int = 0) -> int:
         """A handle for the kernel. `task`: the thread that opens."""
-        return requests.open_file(inode, flags, task)
+        cached = self.caching.admits(inode, flags)
+        fh = requests.open_file(inode, flags, task, cached=cached, fills=cached or not self.caching.on)
+        if cached:
+            self.caching.opened(self.file(fh))
+        return fh
 
     def file(self, fh: int) -> OpenFile:
         try:
@@ -198,6 +206,7 @@ class Service:
         requests.close_file(file)
         self.pollers.pop(fh, None)
         self.reports.drop(fh)
+        self.caching.closed(file)
         holding.release_owner(self.volume, fh)
         self.moved(file.inode.ino)
         return file.inode
@@ -228,7 +237,8 @@ class Service:
     def stale_data(self, inode: Inode) -> None:
         """So have the bytes: mappings shall see them soon. This can wait for dirty pages, so a thread does it."""
         self.stale(inode)
-        self.start(trio.to_thread.run_sync, session.inval_inode, inode.ino)
+        if not self.caching.on:  # else there are none
+            self.start(self.caching.drop, inode.ino)
 
     def wake_pollers(self, fh: int) -> None:
         for kh in self.pollers.pop(fh, ()):
@@ -247,6 +257,8 @@ class Service:
         async def task() -> None:
             try:
                 await work(*args)
+            except NoMemory as e:
+                log.error("%s: %s", getattr(work, "__qualname__", work), e.why)
             except Exception as e:
                 self.crashed(e)
 
@@ -272,5 +284,15 @@ class Service:
 
     def crashed(self, problem: BaseException) -> None:
         """Something failed that should not: nothing is changed any more, so that nothing gets worse."""
-        log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem)
-        self.volume.fail(repr(problem))
+        _insist(lambda: self.volume.fail(repr(problem)))
+        _insist(lambda: log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem))
+
+
+def _insist(work: Callable[[], object]) -> None:
+    """Do what must not be left undone because memory is short for a moment."""
+    for _ in range(INSIST_MAX):
+        try:
+            work()
+        except MemoryError:
+            continue
+        return
