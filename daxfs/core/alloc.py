@@ -83,9 +83,9 @@ class Allocator:
         """All free runs, in order; those of windows apart."""
         return sorted([*self._free.runs(), *self._kept.runs()])
 
-    def holds(self, start: int, count: int) -> bool:
-        """Whether any block of a run is free."""
-        return self._free.holds(start, count) or self._kept.holds(start, count)
+    def first_held(self, runs: list[Run]) -> Run | None:
+        """The first of these runs of which any block is free; None if there is none."""
+        return self._free.first_held(runs) or self._kept.first_held(runs)
 
     def take(self, count: int, goal: int = 0, *, meta: bool = False, owner: int = 0) -> list[Run]:
         """`count` blocks, in one run at the goal if possible, else in as few as there are. `owner`: the number of the file

@@ -174,7 +174,7 @@ class Mounting:
 
     def _mount(self, service: Service) -> Removal:
         requests = RawRequests(service)
-        requests.install()
+        requests.install(quick=self.options.hotpath)
         service.volume.journal.check_medium = requests.removal.check
         session.configure(
             init_flags=caching.init_flags(self.options.dax),
@@ -185,7 +185,7 @@ class Mounting:
         )
         with _libfuse_messages() as said:
             try:
-                pyfuse3.init(Operations(service), self.place, self.options.for_libfuse(self.image))
+                pyfuse3.init(Operations(), self.place, self.options.for_libfuse(self.image))
             except RuntimeError as e:
                 raise FsError(f"cannot mount on {self.place}: {said() or e}") from None
         return requests.removal
