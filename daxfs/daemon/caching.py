@@ -26,10 +26,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-import trio
-
 from daxfs import abi
 from daxfs.daemon import protocol, session
+from daxfs.daemon.threads import in_thread
 from daxfs.daemon.times import Times
 from daxfs.errors import BadArgument, Busy, LayoutBusy, NoSpace
 
@@ -150,7 +149,7 @@ class Caching:
 
     def drop(self, ino: int) -> Awaitable[None]:
         """Have dirty pages written and all pages forgotten. It can take its time, so a thread waits for the kernel."""
-        return trio.to_thread.run_sync(session.inval_inode, ino)
+        return in_thread(session.inval_inode, ino)
 
     # -- what the kernel keeps to itself --
 
