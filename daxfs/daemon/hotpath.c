@@ -2,11 +2,11 @@
 
 #include "hotpath.h"
 #include "lostpages.h"
+#include "persist.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #define READ_MAX (1u << 20) /* bytes that one read can ask for: 256 pages */
@@ -73,7 +73,7 @@ static const dx_map *hot_map(uint64_t fh, unsigned access, uint32_t hot)
 {
     const dx_map *map;
 
-    if (fh >= handles_count || !(handles[fh].access & access))
+    if (fh >= handles_count || (handles[fh].access & access) != access)
         return NULL;
     map = handles[fh].map;
     return map && map->base && map->times && (map->hot & hot) ? map : NULL;
@@ -94,6 +94,7 @@ static void store_word(uint64_t *at, uint64_t word)
     __atomic_store_n(at, word, __ATOMIC_RELAXED);
 }
 
+/* Not flushed: an access time may be lost, it is only ever too old. */
 static void touch_read(const dx_map *map)
 {
     uint64_t *times = map->times, now = now_word(), atime = times[2]; /* mtime, ctime, atime */
@@ -109,6 +110,7 @@ static void touch_write(const dx_map *map)
 
     store_word(&map->times[0], now);
     store_word(&map->times[1], now);
+    dx_flush(map->times, 2 * sizeof(now));
 }
 
 /* -- pieces ---------------------------------------------------------------------------------------------------------- */
@@ -128,7 +130,7 @@ static int collect(const dx_map *map, uint64_t at, uint64_t length, int gaps, st
 {
     const unsigned shift = map->block_shift;
     const uint64_t end = at + length;
-    uint32_t leaf, index;
+    uint32_t leaf = 0, index = 0;
     const dx_extent *e = dx_find(map, at >> shift, &leaf, &index);
     int count = 0, zero_last = 0;
 
@@ -166,7 +168,8 @@ static int collect(const dx_map *map, uint64_t at, uint64_t length, int gaps, st
 
 static int hot_read(const struct fuse_in_header *in, const struct fuse_read_in *arg)
 {
-    const dx_map *map = hot_map(arg->fh, DX_READABLE, DX_HOT_READ);
+    const unsigned fills = arg->read_flags & FUSE_READ_LOCKOWNER ? 0 : DX_FILLS;
+    const dx_map *map = hot_map(arg->fh, DX_READABLE | fills, DX_HOT_READ);
     struct iovec iov[1 + PIECES_MAX];
     uint64_t length;
     int count;
@@ -210,10 +213,12 @@ static int hot_write(const struct fuse_in_header *in, const struct fuse_write_in
     if (count < 0)
         return 0;
     for (i = 0; i < count; i++) {
-        memcpy(pieces[i].iov_base, data, pieces[i].iov_len);
+        dx_store(pieces[i].iov_base, data, pieces[i].iov_len);
         data += pieces[i].iov_len;
     }
-    touch_write(map);
+    if (!(arg->write_flags & FUSE_WRITE_CACHE && dx.init_flags & FUSE_WRITEBACK_CACHE)) /* then the kernel keeps times */
+        touch_write(map);
+    dx_fence(); /* data and times are on the medium before the caller hears of it */
     if (dx_lost.fresh) { /* what was stored may have gone nowhere */
         dx_answer(in->unique, EIO, iov, 1);
         return 1;

@@ -4,7 +4,8 @@
  * A handle is the number that the kernel brings back with every request on an open file. A hot handle points at the extent
  * map that the core keeps (extents.h): the same memory, on the same thread, under the GIL, so what is seen here is what the
  * core sees. Whatever is not simple is left to Python by answering "not mine": a write that allocates, extends or appends,
- * a file whose hot bits are off. A volume whose fence does more than order stores must keep DX_HOT_WRITE off.
+ * a file whose hot bits are off. An overwrite is flushed and fenced before it is answered (persist.h); a medium whose fence
+ * does more than that (hostsync, a recording one) must keep DX_HOT_WRITE off.
  */
 #ifndef DAXFS_HOTPATH_H
 #define DAXFS_HOTPATH_H
@@ -14,6 +15,7 @@
 
 #define DX_READABLE 1u
 #define DX_WRITABLE 2u
+#define DX_FILLS 4u /* READs of the kernel's page cache, not only of read(2), are served */
 
 typedef struct {
     int enabled;

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from daxfs.core import policy
+from daxfs.daemon import caching
 from daxfs.errors import BadArgument, NotPermitted
 
 # Options that go to the kernel's mount call as they are. As mount(8) has it, suid and dev are on when root mounts.
@@ -20,13 +21,15 @@ _KERNEL = {"ro", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "di
 _OPPOSITE = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "ro": "rw", "sync": "async"}
 _OPPOSITE |= {no: yes for yes, no in _OPPOSITE.items()}
 _OURS = {"rw", "async", "defaults", "default_permissions", "nonempty", "hostsync"}
-# Options with a value: one of a few words, seconds, or a number of blocks. All but hotpath are fields of policy.Settings.
+# Options with a value: one of a few words, seconds, or a number of blocks. All but _PLAIN are fields of policy.Settings.
 _WORDS = {
+    "dax": caching.DAX,
     "hotpath": ("on", "off"),
     "policy": tuple(policy.POLICIES),
     "longterm": policy.LONGTERM,
     "lease_then": policy.LEASE_THEN,
 }
+_PLAIN = {"dax", "hotpath"}
 _SECONDS = {"wait_s", "lease_break_s", "invalidate_s", "enospc_wait_s"}
 _BLOCKS = {"pins_max"}
 _PRIVILEGED = {"suid", "dev"}
@@ -37,6 +40,7 @@ class MountOptions:
     readonly: bool = False
     nonempty: bool = False
     hostsync: bool = False
+    dax: str = "always"
     hotpath: bool = True
     kernel: frozenset[str] = frozenset()
     settings: policy.Settings = field(default_factory=policy.Settings)
@@ -57,6 +61,7 @@ class MountOptions:
             readonly="ro" in chosen,
             nonempty="nonempty" in chosen,
             hostsync="hostsync" in chosen,
+            dax=chosen.get("dax", "always"),
             hotpath=chosen.get("hotpath") != "off",
             kernel=frozenset(chosen.keys() & _KERNEL),
             settings=policy.Settings(**_settings(chosen)),
@@ -86,7 +91,7 @@ def _check(name: str, value: str, option: str) -> None:
 
 def _settings(chosen: dict[str, str]) -> dict[str, Any]:
     """The fields of policy.Settings that were chosen."""
-    words: dict[str, Any] = {name: chosen[name] for name in chosen.keys() & _WORDS.keys() - {"hotpath"}}
+    words: dict[str, Any] = {name: chosen[name] for name in chosen.keys() & _WORDS.keys() - _PLAIN}
     words.update({name: float(chosen[name]) for name in chosen.keys() & _SECONDS})
     return words | {name: int(chosen[name]) for name in chosen.keys() & _BLOCKS}
 

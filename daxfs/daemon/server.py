@@ -24,6 +24,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,7 @@ from daxfs.core.format import format_image
 from daxfs.core.layout import BLOCK_SIZE
 from daxfs.core.pmem import Pmem
 from daxfs.core.volume import Volume
-from daxfs.daemon import mountpoint, session, survivors
+from daxfs.daemon import caching, mountpoint, session, survivors
 from daxfs.daemon.operations import Operations
 from daxfs.daemon.options import MountOptions
 from daxfs.daemon.raw import RawRequests
@@ -54,6 +55,8 @@ log = logging.getLogger("daxfs")
 
 IMAGE_SIZE = 1 << 30
 SERVED_S_MAX = 30  # from mounting to the first answer
+SPARE = 16 << 20  # bytes of memory that are kept back: what the requests under way may need besides
+STACK = 1 << 20  # bytes of a thread's
 CLOSE_S_MAX = 10  # what an unmounted daemon may take to close the image
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SERVED = b"served"
@@ -122,9 +125,11 @@ class Mounting:
         """Mount and serve until the end; `ready` is called once, when the mount answers. FsError if it never did."""
         volume = self._open()
         try:
-            service = Service(volume, self.place)
+            service = Service(volume, self.place, self.options.dax)
             removal = self._mount(service)
             _calm_gc()
+            threading.stack_size(STACK)
+            session.keep_spare(SPARE)
             try:
                 trio.run(self._run, service, removal, ready)
             finally:
@@ -170,8 +175,7 @@ class Mounting:
         requests.install()
         service.volume.journal.check_medium = requests.removal.check
         session.configure(
-            # Not O_TRUNC in OPEN: the kernel sends that before it finds that the file is a running program (ETXTBSY).
-            init_flags=session.INIT_DEFAULT & ~session.INIT_ATOMIC_O_TRUNC | session.INIT_EXPORT_SUPPORT,
+            init_flags=caching.init_flags(self.options.dax),
             hotpath=self.options.hotpath,
             atime=not self.options.readonly,
             on_crash=service.crashed,
