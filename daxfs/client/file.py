@@ -145,7 +145,7 @@ class File:
         change that waits for the range; else EAGAIN. flags: FOLL_* bits in place of all three. PinError: EINVAL (alignment,
         flags), EACCES (write pin, file open for reading), ENXIO (beyond the end), EFAULT (read pin of a hole), ENOMEM
         (limit), ENOSPC (full), EOPNOTSUPP (long-term pins are denied), EPERM (they need a lease), EBUSY (dax=never: the file
-        is open through the page cache, by this `File` if it was made of a descriptor without O_DIRECT, or elsewhere).
+        is open through the page cache, elsewhere, or by this `File` if it was made of a descriptor without abi.O_PIN).
         """
         if flags is None:
             flags = abi.FOLL_PIN | (abi.FOLL_WRITE if write else 0) | (abi.FOLL_LONGTERM if longterm else 0)

@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from crc32c import crc32c
-
-from daxfs.core.layout import CHUNK_INODES, DIRBLOCK, DIRBLOCK_MAGIC, DIRENT, DIRENT_ALIGN, NAME_MAX, seal, verify
+from daxfs.core.dirblock import records
+from daxfs.core.layout import CHUNK_INODES, DIRBLOCK, DIRBLOCK_MAGIC, DIRENT_ALIGN, NAME_MAX, seal, verify
 from daxfs.core.records import pack_entry
+from daxfs.core.slots import Slots
 from daxfs.errors import Corrupt, Exists, NameTooLong, NoEntry
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 TYPES = frozenset((1, 2, 4, 6, 8, 10, 12))  # DT_FIFO, CHR, DIR, BLK, REG, LNK, SOCK
 
 _NO_NAMES = frozenset((b"", b".", b".."))
-_GRANULES_MAX = (DIRENT.size + NAME_MAX + DIRENT_ALIGN - 1) // DIRENT_ALIGN
 _FIRST = DIRBLOCK.size // DIRENT_ALIGN  # granule of a block's first record
 
 # Value of the index: the inode number above a word of position (a multiple of 16) and type. One int, no tuple: a third
@@ -46,7 +45,7 @@ Record = tuple[int, int, int, int, bytes]  # offset in the block, granules, ino 
 
 def granules(name: bytes) -> int:
     """Length of the entry of this name."""
-    return (DIRENT.size + len(name) + DIRENT_ALIGN - 1) // DIRENT_ALIGN
+    return len(name) + 31 >> 4  # DIRENT.size and DIRENT_ALIGN are 16
 
 
 def pack_block(address: int, ino: int, index: int, block_size: int) -> bytes:
@@ -63,30 +62,7 @@ def parse_block(data: bytes, address: int, ino: int, index: int, ino_end: int) -
     header = DIRBLOCK.unpack(data)
     if (header["address"], header["ino"], header["index"]) != (address, ino, index):
         raise Corrupt(f"{what}: belongs elsewhere (inode {header['ino']!r}, block {header['index']!r})")
-    records: list[Record] = []
-    names: list[bytes] = []
-    unpack = DIRENT.struct.unpack_from
-    at, end = DIRBLOCK.size, len(data)
-    while at < end:
-        target, crc, length, name_length, dtype = unpack(data, at)
-        stop = at + 16 + name_length
-        if crc32c(data[at + 12 : stop], crc32c(data[at : at + 8])) != crc:
-            raise Corrupt(f"{what}: bad checksum of the entry at {at}")
-        name = data[at + 16 : stop]
-        following = at + length * DIRENT_ALIGN
-        if following > end or following < stop:
-            raise Corrupt(f"{what}: entry at {at} has length {length}")
-        records.append((at, length, target, dtype, name))
-        if target:
-            if following - stop >= DIRENT_ALIGN or target >= ino_end or dtype not in TYPES:
-                raise Corrupt(f"{what}: entry at {at} is not valid")
-            names.append(name)
-        elif name_length or dtype:
-            raise Corrupt(f"{what}: free slot at {at} is not valid")
-        at = following
-    if not valid_names(names):
-        raise Corrupt(f"{what}: a name is not valid")
-    return records
+    return records(data, DIRBLOCK.size, ino_end, what)
 
 
 def valid_names(names: list[bytes]) -> bool:
@@ -94,48 +70,6 @@ def valid_names(names: list[bytes]) -> bool:
     return not names or (
         joined.count(b"/") == len(names) - 1 and b"\0" not in joined and _NO_NAMES.isdisjoint(names)
     )
-
-
-class Slots:
-    """Free slots, all in granules from the start of the directory, and by length for best fit."""
-
-    __slots__ = ("_bins", "_ends", "starts")
-
-    def __init__(self) -> None:
-        self.starts: dict[int, int] = {}  # start -> length
-        self._ends: dict[int, int] = {}  # end -> start
-        # One bin per length; the last one also holds all that are longer. Dicts keep the order: runs repeat exactly.
-        self._bins: list[dict[int, None]] = [{} for _ in range(_GRANULES_MAX + 1)]
-
-    def add(self, start: int, length: int) -> tuple[int, int]:
-        """Free a slot; it is merged with its free neighbours. The slot that it became part of."""
-        end = start + length
-        if end in self.starts:
-            end += self._drop(end)
-        if start in self._ends:
-            start = self._ends[start]
-            self._drop(start)
-        self.put(start, end - start)
-        return start, end - start
-
-    def put(self, start: int, length: int) -> None:
-        self.starts[start] = length
-        self._ends[start + length] = start
-        self._bins[min(length, _GRANULES_MAX)][start] = None
-
-    def take(self, need: int) -> tuple[int, int] | None:
-        """Remove the slot that fits best: (start, length)."""
-        for slots in self._bins[need:]:
-            if slots:
-                start = next(reversed(slots))
-                return start, self._drop(start)
-        return None
-
-    def _drop(self, start: int) -> int:
-        length = self.starts.pop(start)
-        del self._ends[start + length]
-        del self._bins[min(length, _GRANULES_MAX)][start]
-        return length
 
 
 class Directory:
@@ -167,9 +101,8 @@ class Directory:
         if len(name) > NAME_MAX:
             raise NameTooLong
         need = granules(name)
-        slot = self._slots.take(need) or self._grow(txn)
+        start, length = self._slots.take(need) or self._grow(txn)
         txn.touch(self)
-        start, length = slot
         if length > need:
             self._slots.put(start + need, length - need)
         position = start * DIRENT_ALIGN
@@ -272,5 +205,6 @@ class Directory:
 
     def _address(self, position: int) -> int:
         """Where on the image a byte of the directory is."""
-        index, offset = divmod(position, self._vol.block_size)
-        return self._inode.block(index) * self._vol.block_size + offset
+        shift = self._vol.block_shift
+        address: int = (self._inode.block(position >> shift) << shift) + (position & (1 << shift) - 1)
+        return address

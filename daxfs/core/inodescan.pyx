@@ -25,10 +25,13 @@ cdef extern from "records.h" nogil:
         uint32_t extents
         uint16_t target_length
         uint8_t body[144]
+    int dx_has_crc
+    int DX_HAS_CRC()
     void dx_crc_init()
     uint32_t dx_crc(uint32_t crc, const void *at, size_t n)
 
 dx_crc_init()
+dx_has_crc = DX_HAS_CRC()
 
 cdef uint32_t INODE_MAGIC = layout.INODE_MAGIC
 cdef uint32_t CRC_END = layout.INODE_CRC_END

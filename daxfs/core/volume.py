@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Transaction", "Volume", "format_image"]
 
+_GENERATION_AT = layout.INODE.offset["generation"]  # the mode comes next
 _IDIR_LOOK = 1 << 16  # bytes of the inode directory behind its end that each mount looks at
 _LEDGER_BLOCKS_MAX = 1 << 32  # each block counted once for each pin: what mounting may have to count
 
@@ -213,9 +214,8 @@ class Volume:
 
     def fail(self, why: str) -> None:
         """Refuse all changes from now on."""
-        if not self.failed:
-            self.failed = why
-            self.set_hot()
+        self.failed = self.failed or why
+        self.set_hot()
 
     def set_hot(self, numbers: Iterable[int] | None = None) -> None:
         """Say anew what the native session may do with files in memory: all, or those of these numbers."""
@@ -224,6 +224,11 @@ class Volume:
                 self._inodes[ino].set_hot()
 
     def transaction(self, now: int) -> Transaction:
+        """ReadOnly if changes are refused."""
+        if self.failed:
+            raise ReadOnly(f"the volume is read-only: {self.failed}")
+        if self.readonly:
+            raise ReadOnly("the volume is mounted read-only")
         return Transaction(self, now)
 
     def check_writable(self) -> None:
@@ -271,10 +276,10 @@ class Volume:
             self._add_chunk(txn.now)
         ino = self.free_inodes.pop()
         inode = Inode(self, ino, self.inode_at(ino))
-        was = self.pmem.load(inode.at, INODE_SIZE)
-        if ino in self._inodes or any(was[20:24]):  # its mode
+        was = self.pmem.load_word(inode.at + _GENERATION_AT)  # and its mode
+        if ino in self._inodes or was >> 32:
             raise Corrupt(f"inode {ino} is in use, but was said to be free")
-        inode.generation = int.from_bytes(was[16:20], "little") % 0xFFFF_FFFF + 1
+        inode.generation = was % (1 << 32) % 0xFFFF_FFFF + 1
         inode.mode, inode.uid, inode.gid, inode.rdev, inode.parent = mode, uid, gid, rdev, parent
         inode.nlink = 2 if inode.is_dir else 1
         inode._born(txn.now)
@@ -330,10 +335,12 @@ class Volume:
         with self.transaction(now) as txn:
             txn.dirty(inode)
             mapped = inode.map
-            txn.free([(block, 1) for block in mapped.leaf_blocks()])
-            txn.free(mapped.carve(0, 1 << 52), unsafe=unsafe)
-            mapped.dropped()
-            xattr.free_all(self, txn, inode)
+            if len(mapped):
+                txn.free([(block, 1) for block in mapped.leaf_blocks()])
+                txn.free(mapped.carve(0, 1 << 52), unsafe=unsafe)
+                mapped.dropped()
+            if inode.xattr_block:
+                xattr.free_all(self, txn, inode)
             inode.dead = True
             txn.free_number(inode.ino)
 

@@ -24,7 +24,7 @@ from daxfs.daemon.admin import Admin
 from daxfs.daemon.hca import Hca
 from daxfs.daemon.service import OpenFile, Service, now
 from daxfs.daemon.session import Request
-from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, NotSupported, TryAgain
+from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, NoMemory, NotSupported, TryAgain
 
 _ROOM = abi.PAGE_BYTES - abi.PAGE.size  # bytes of records in a page
 _ARGUMENT_AT = protocol.IOCTL_IN.size
@@ -75,6 +75,8 @@ class Control:
         offset, length, flags, zero, *_ = abi.PIN.unpack(argument)
         if zero:
             raise BadArgument("the reserved field of a pin must be 0")
+        if session.short():
+            raise NoMemory("no pins before there is memory again")
         self.service.caching.before_pin(file, flags)
         inode, mapped, at = file.inode, file.inode.map, now()
         blocks = mapped.blocks

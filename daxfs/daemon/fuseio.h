@@ -19,6 +19,7 @@
 #ifndef FUSE_DIRECT_IO_ALLOW_MMAP
 #define FUSE_DIRECT_IO_ALLOW_MMAP (1ULL << 36)
 #endif
+#define DX_COPY_FILE_RANGE_64 53
 
 typedef struct {
     int fd;                /* of the mount, -1: none */
@@ -38,6 +39,9 @@ int dx_interpose(void);
 
 /* Remember what the kernel offers; called with an INIT request. */
 void dx_saw_init(const struct fuse_in_header *in, size_t length);
+
+/* Whether a request makes the daemon hold more than before: names, open files, extents. */
+int dx_grows(uint32_t opcode);
 
 /* Answer a request: 0 or -errno. `iov[0]` is for the header, the payload is iov[1..count). `error`: 0 or a positive errno. */
 int dx_answer(uint64_t unique, int error, struct iovec *iov, int count);

@@ -24,6 +24,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,8 @@ log = logging.getLogger("daxfs")
 
 IMAGE_SIZE = 1 << 30
 SERVED_S_MAX = 30  # from mounting to the first answer
+SPARE = 16 << 20  # bytes of memory that are kept back: what the requests under way may need besides
+STACK = 1 << 20  # bytes of a thread's
 CLOSE_S_MAX = 10  # what an unmounted daemon may take to close the image
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SERVED = b"served"
@@ -125,6 +128,8 @@ class Mounting:
             service = Service(volume, self.place, self.options.dax)
             removal = self._mount(service)
             _calm_gc()
+            threading.stack_size(STACK)
+            session.keep_spare(SPARE)
             try:
                 trio.run(self._run, service, removal, ready)
             finally:

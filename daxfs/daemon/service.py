@@ -28,12 +28,14 @@ from daxfs.core.volume import Volume
 from daxfs.daemon import session
 from daxfs.daemon.caching import Caching
 from daxfs.daemon.waiting import Waiting
-from daxfs.errors import BadDescriptor, BadHandle, FsError
+from daxfs.errors import BadDescriptor, BadHandle, FsError, NoMemory
 
 log = logging.getLogger("daxfs")
 
+
 RELEASE_BATCH = 64  # pins that are released between two looks at the mount
 FREE_BATCH = 64  # runs that the delayed free gives back between two looks at the mount
+INSIST_MAX = 100  # how often what must be done is tried again
 WORK_S = 0.005  # how long one handler may go on before others get their turn
 
 
@@ -281,6 +283,8 @@ class Service:
         async def task() -> None:
             try:
                 await work(*args)
+            except NoMemory as e:
+                log.error("%s: %s", getattr(work, "__qualname__", work), e.why)
             except Exception as e:
                 self.crashed(e)
 
@@ -306,5 +310,15 @@ class Service:
 
     def crashed(self, problem: BaseException) -> None:
         """Something failed that should not: nothing is changed any more, so that nothing gets worse."""
-        log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem)
-        self.volume.fail(repr(problem))
+        _insist(lambda: self.volume.fail(repr(problem)))
+        _insist(lambda: log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem))
+
+
+def _insist(work: Callable[[], object]) -> None:
+    """Do what must not be left undone because memory is short for a moment."""
+    for _ in range(INSIST_MAX):
+        try:
+            work()
+        except MemoryError:
+            continue
+        return

@@ -108,6 +108,15 @@ def detach(fh: int) -> None:
 def keeper(fh: int) -> object:
     """The `keep` object of a handle. KeyError if it is not attached: answer EBADF."""
 
+def keep_spare(size: int) -> None:
+    """Keep so many bytes of address space back for when allocations fail (spare.h). MemoryError if they are not there."""
+
+def give_spare() -> bool:
+    """An allocation that is not Python's has failed: whether trying again is worth it."""
+
+def short() -> bool:
+    """Whether what makes the daemon hold more is refused, as there is no memory."""
+
 def mounted() -> bool:
     """True from pyfuse3.init() to pyfuse3.close(), if it is this extension that serves the mount."""
 
@@ -116,7 +125,8 @@ def waiting() -> list[Request]:
 
 def counters() -> dict[str, int]:
     """Since the import: hot_reads, hot_writes, hot_read_bytes, hot_write_bytes, raw (to callbacks), passed (to
-    pyfuse3), interrupts, drains (wake-ups), lost (answers that the kernel did not take: caller or mount gone)."""
+    pyfuse3), interrupts, drains (wake-ups), lost (answers that the kernel did not take: caller or mount gone), refused
+    (for want of memory)."""
 
 def inval_inode(ino: int, offset: int = 0, length: int = 0) -> None:
     """Drop the kernel's cached attributes of an inode and its cached pages of a range (length 0: to the end; offset

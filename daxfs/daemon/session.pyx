@@ -14,6 +14,8 @@ Rules
 - Everything here runs on the trio thread, but for `Request.reply*`/`error` and the notifications.
 - A request is answered exactly once. One that is dropped, or whose callback raises, answers EIO: never is a caller left.
 - A caller or a mount that is gone is no error: the answer is lost, and counted.
+- Without memory (spare.h) a request that would make the daemon hold more is answered ENOMEM before anybody sees it. A failed
+  allocation in here costs the request under way an EIO or ENOMEM, and nobody anything else.
 - The module must be loaded before pyfuse3 (importing `daxfs.daemon` does it); the import fails otherwise.
 
 States of a Request: new (in its callback), kept (unanswered behind it, listed by waiting()), answered.
@@ -29,12 +31,12 @@ from cpython.buffer cimport (
     Py_buffer, PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EINTR, EIO, ENODEV, ENOENT, errno
+from libc.errno cimport EAGAIN, EINTR, EIO, ENODEV, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from posix.unistd cimport close, dup, read
+from posix.unistd cimport close, dup, read, usleep
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
@@ -74,6 +76,7 @@ cdef extern from "fuseio.h" nogil:
     dx_session dx
     int dx_interpose()
     void dx_saw_init(const fuse_in_header *, size_t)
+    int dx_grows(uint32_t)
     int dx_answer(uint64_t, int, iovec *, int)
     int dx_notify(int, int, iovec *, int)
 
@@ -99,6 +102,13 @@ cdef extern from "lostpages.h" nogil:
     dx_lost_state dx_lost
     int dx_guard(void *base, size_t size, int fd)
     void dx_look()
+
+cdef extern from "spare.h" nogil:
+    int dx_spare_keep(size_t)
+    int dx_spare_gone()
+    int dx_spare_give(size_t)
+    int dx_spare_regain()
+    void dx_spare_complain()
 
 INIT_ASYNC_READ = FUSE_ASYNC_READ
 INIT_ATOMIC_O_TRUNC = FUSE_ATOMIC_O_TRUNC
@@ -135,6 +145,9 @@ cdef enum:
     COPY_MAX = 16384  # bytes of a request that are copied for Python; more is lent
     PIECES_MAX = 1000  # the kernel takes 1024
     TURN_NS = 5_000_000  # after so long in callbacks it is trio's turn
+    INSIST_MAX = 100  # how often what must not fail is tried again when memory is short
+    SHORT_QUIET_NS = 10_000_000_000  # between two complaints about memory
+    PAUSE_US = 10_000  # when not even the next request can be taken
 
 cdef list _callbacks = [None] * OPCODES
 cdef dict _kept = {}  # unique -> address of a Request, which removes itself
@@ -143,7 +156,10 @@ cdef object _on_crash = None
 cdef object _on_lost = None
 cdef _Buffer _buffer = None  # where the next request is read into
 cdef int _drain_max = 64
-cdef uint64_t _raw = 0, _passed = 0, _interrupts = 0, _drains = 0, _lost = 0
+cdef bint _short = False  # whether requests are refused for want of memory
+cdef int64_t _short_told = 0
+cdef uint64_t _unanswered = 0  # the request that was read, until somebody answers for it
+cdef uint64_t _raw = 0, _passed = 0, _interrupts = 0, _drains = 0, _lost = 0, _refused = 0
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -160,7 +176,9 @@ cdef class _Buffer:
 
     def __cinit__(self, size_t size):
         cdef void *memory = NULL
-        if posix_memalign(&memory, 4096, size + 64):
+        if posix_memalign(&memory, 4096, size + 64) and (
+            not dx_spare_give(size) or posix_memalign(&memory, 4096, size + 64)
+        ):
             raise MemoryError
         self.memory = <char *>memory
         self.start = self.memory + 48
@@ -184,6 +202,7 @@ cdef class Request:
     cdef readonly bint answered
     cdef readonly bint interrupted
     cdef public object on_interrupt
+    cdef object number  # its key in _kept: there must be one when it has to go
 
     def __init__(self):
         raise TypeError("requests come from the kernel")
@@ -193,10 +212,7 @@ cdef class Request:
             return
         self.finish()
         _send_error(self.unique, EIO)
-        try:
-            log.error("request %d (opcode %d) was dropped without an answer; answered EIO", self.unique, self.opcode)
-        except Exception:
-            pass
+        _say(log.error, "request %d (opcode %d) was dropped without an answer; answered EIO", (self.unique, self.opcode))
 
     def __repr__(self):
         return (f"<Request {self.unique} opcode={self.opcode} nodeid={self.nodeid} pid={self.pid}"
@@ -204,7 +220,8 @@ cdef class Request:
 
     cdef void finish(self) noexcept:
         self.answered = True
-        _kept.pop(self.unique, None)
+        if self.number is not None:
+            _kept.pop(self.number, None)  # it has no need of memory: the key is there, with its hash
 
     cdef int begin_answer(self) except -1:
         if self.answered:
@@ -264,6 +281,21 @@ cdef class Request:
         _send_error(self.unique, number)
 
 
+cdef void _say(report, text, tuple args=(), exc=None) noexcept:
+    """Log it, if there is any way; that it cannot be logged is no reason to leave out what comes next."""
+    cdef int tries = INSIST_MAX
+    while tries > 0:
+        tries -= 1
+        try:
+            report(text, *args, exc_info=exc)
+            return
+        except MemoryError:
+            continue
+        except BaseException:
+            break
+    dx_spare_complain()
+
+
 cdef void _send_error(uint64_t unique, int number) noexcept:
     global _lost
     cdef iovec iov[1]
@@ -290,17 +322,26 @@ cdef int _send(uint64_t unique, iovec *iov, int count) except -1:
 
 cdef _crashed(Request request, exc):
     """A bug in a callback: say so, let the caller go, tell the daemon."""
-    log.error("request %d (opcode %d) failed with a bug; answered EIO", request.unique, request.opcode, exc_info=exc)
+    cdef int tries = INSIST_MAX
     if not request.answered:
-        request.error(EIO)
-    if _on_crash is not None:
+        request.finish()
+        request.on_interrupt = None
+        _send_error(request.unique, EIO)
+    while _on_crash is not None and tries > 0:
+        tries -= 1
         try:
             _on_crash(exc)
+            break
+        except MemoryError:
+            continue
         except BaseException:
-            log.exception("on_crash failed")
+            _say(log.exception, "on_crash failed")
+            break
+    _say(log.error, "request %d (opcode %d) failed with a bug; answered EIO", (request.unique, request.opcode), exc)
 
 
 cdef Request _new_request(const fuse_in_header *header, size_t length):
+    global _unanswered
     cdef Request request = Request.__new__(Request)
     request.answered = True  # until it is whole
     request.opcode = header.opcode
@@ -314,21 +355,47 @@ cdef Request _new_request(const fuse_in_header *header, size_t length):
     else:
         request.body = memoryview(_buffer)[HEADER:length]
     request.answered = header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET
+    _unanswered = 0
     return request
 
 
+cdef Request _insist_on_request(const fuse_in_header *header, size_t length):
+    """A RELEASE that is lost would never be repeated. None if there is no memory, however often one tries."""
+    cdef int tries = INSIST_MAX
+    while tries > 0:
+        tries -= 1
+        try:
+            return _new_request(header, length)
+        except MemoryError:
+            continue
+    return None
+
+
+cdef _keep(Request request):
+    """So that its caller can be interrupted; not being able to is no reason to fail."""
+    cdef int tries = INSIST_MAX
+    while tries > 0:
+        tries -= 1
+        try:
+            number = request.unique
+            _kept[number] = <uintptr_t><void *>request
+            request.number = number
+            return
+        except MemoryError:
+            continue
+
+
 cdef _dispatch(const fuse_in_header *header, size_t length):
-    global _buffer
-    cdef Request request = _new_request(header, length)
+    cdef Request request = _insist_on_request(header, length)
+    if request is None:
+        _send_error(header.unique, ENOMEM)
+        return
     try:
         _callbacks[header.opcode](request)
     except BaseException as exc:
         _crashed(request, exc)
     if not request.answered:
-        _kept[request.unique] = <uintptr_t><void *>request
-    request = None
-    if _buffer.exports:
-        _buffer = _new_buffer()
+        _keep(request)
 
 
 cdef _interrupt(const fuse_interrupt_in *arg):
@@ -391,6 +458,32 @@ cdef _Buffer _new_buffer():
     return _Buffer(dx.max_write + 4096)
 
 
+cdef bint _renew_buffer() noexcept:
+    """Somebody holds the body of a request that is in the buffer: read into another one. False if there is no memory."""
+    global _buffer
+    try:
+        _buffer = _new_buffer()
+    except BaseException:
+        usleep(PAUSE_US)  # we are called again at once
+        return False
+    return True
+
+
+cdef void _mind_memory() noexcept:
+    """The spare memory is gone: what makes the daemon hold more is refused until it is back."""
+    global _short, _short_told
+    cdef bint short = not dx_spare_regain()
+    if short == _short:
+        return
+    _short = short
+    if not short:
+        _say(log.warning, "there is memory again: nothing is refused any more")
+    elif _clock() > _short_told:
+        _short_told = _clock() + SHORT_QUIET_NS
+        _say(log.error, "out of memory: names, opens and writes are refused (ENOMEM) until there is more; raise the limit"
+             " of the daemon (prlimit --as), or close files and drop the caches of the host")
+
+
 cdef int64_t _clock() noexcept:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
@@ -402,12 +495,14 @@ cdef ssize_t _take(void *buffer, size_t size) noexcept with gil:
     try:
         return _drain(buffer, size)
     except BaseException as exc:
-        log.critical("the session failed", exc_info=exc)
+        if _unanswered:
+            _send_error(_unanswered, EIO)
+        _say(log.critical, "the session failed", (), exc)
         return -EINTR
 
 
 cdef ssize_t _drain(void *buffer, size_t size) except? -1:
-    global _raw, _passed, _drains
+    global _raw, _passed, _drains, _refused, _unanswered
     cdef const fuse_in_header *header
     cdef ssize_t n
     cdef size_t length
@@ -416,8 +511,13 @@ cdef ssize_t _drain(void *buffer, size_t size) except? -1:
 
     _drains += 1
     while left > 0:
+        _unanswered = 0
+        if dx_spare_gone() or _short:
+            _mind_memory()
         if dx_lost.fresh:
             _tell_lost()
+        if _buffer.exports and not _renew_buffer():
+            return -EINTR
         header = <const fuse_in_header *>_buffer.start
         n = read(dx.fd, _buffer.start, _buffer.size)
         if n < 0:
@@ -429,10 +529,15 @@ cdef ssize_t _drain(void *buffer, size_t size) except? -1:
         if length < HEADER:
             log.error("a request of %d bytes; ignored", length)
             continue
+        _unanswered = header.unique
         if (header.opcode == FUSE_READ or header.opcode == FUSE_WRITE) and dx_try_hot(header, length):
             continue
         if header.opcode == FUSE_INTERRUPT:
             _interrupt(<const fuse_interrupt_in *>(_buffer.start + HEADER))
+            continue
+        if _short and dx_grows(header.opcode):
+            _refused += 1
+            _send_error(header.unique, ENOMEM)
             continue
         if header.opcode < OPCODES and _callbacks[header.opcode] is not None:
             _raw += 1
@@ -445,9 +550,10 @@ cdef ssize_t _drain(void *buffer, size_t size) except? -1:
         if header.opcode == FUSE_INIT:
             dx_saw_init(header, length)
         if length > size:
-            log.error("request %d (opcode %d) is too long for libfuse: %d bytes", header.unique, header.opcode, length)
             _send_error(header.unique, EIO)
+            log.error("request %d (opcode %d) is too long for libfuse: %d bytes", header.unique, header.opcode, length)
             continue
+        _unanswered = 0  # pyfuse3 answers
         _passed += 1
         memcpy(buffer, _buffer.start, length)
         return n
@@ -490,10 +596,17 @@ def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, 
 def attach(uintptr_t map_pointer=0, *, bint readable=True, bint writable=False, bint fills=True, keep=None):
     cdef unsigned access = (DX_READABLE if readable else 0) | (DX_WRITABLE if writable else 0) | (DX_FILLS if fills else 0)
     cdef uint64_t fh = dx_attach(<const dx_map *>map_pointer, access)
+    if fh == 0 and dx_spare_give(1):
+        fh = dx_attach(<const dx_map *>map_pointer, access)
     if fh == 0:
         raise MemoryError
-    _keepers[fh] = keep
-    return fh
+    try:
+        number = fh
+        _keepers[number] = keep
+    except BaseException:
+        dx_detach(fh)
+        raise
+    return number
 
 
 def detach(uint64_t fh):
@@ -503,6 +616,19 @@ def detach(uint64_t fh):
 
 def keeper(uint64_t fh):
     return _keepers[fh]
+
+
+def keep_spare(size_t size):
+    if dx_spare_keep(size) < 0:
+        raise MemoryError
+
+
+def give_spare():
+    return bool(dx_spare_give(1))
+
+
+def short():
+    return _short
 
 
 def mounted():
@@ -524,6 +650,7 @@ def counters():
         "interrupts": _interrupts,
         "drains": _drains,
         "lost": _lost,
+        "refused": _refused,
     }
 
 
