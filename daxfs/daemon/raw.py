@@ -256,11 +256,11 @@ class RawRequests:
         inode = self._inode(request.nodeid)
         data = request.body[protocol.WRITE_IN.size : protocol.WRITE_IN.size + size]
         kill_priv = bool(flags & protocol.WRITE_KILL_SUIDGID)
-        keep_times, blocks = self.service.caching.keeps_times(flags), inode.map.blocks
-        with self._watched(inode):
-            written = fileops.write(
-                self._volume, now(), inode, offset, data, kill_priv=kill_priv, keep_times=keep_times
-            )
+        keep_times, mode = self.service.caching.keeps_times(flags), inode.mode
+        blocks = inode.map.blocks if keep_times else 0
+        written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv, keep_times=keep_times)
+        if inode.mode != mode:
+            self.service.stale(inode)
         if keep_times and inode.map.blocks != blocks:
             self.service.caching.grown(inode)
         if written < size and flags & protocol.WRITE_CACHE:
