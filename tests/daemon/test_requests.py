@@ -20,7 +20,7 @@ from daxfs.errors import Corrupt
 
 NS = 1_000_000_000
 ATTR = struct.Struct("=QQQqqqIIIIIIIIII")
-NAMES = "ino size blocks atime mtime ctime atimensec mtimensec ctimensec mode nlink uid gid rdev blksize flags".split()
+NAMES = ["ino", "size", "blocks", "atime", "mtime", "ctime", "atimensec", "mtimensec", "ctimensec", "mode", "nlink", "uid", "gid", "rdev", "blksize", "flags"]
 
 
 @dataclass
