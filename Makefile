@@ -69,6 +69,7 @@ $(BIN)/python: | system
 $(VENV)/installed: pyproject.toml tools/build_backend.py $(NATIVE) | system $(BIN)/python
 	@echo "building daxfs: a minute or two, without output"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@mkdir -p $(VENV)/share/man && ln -sfn $(CURDIR)/docs/man $(VENV)/share/man/man1 && ln -sfn $(CURDIR)/docs/man $(VENV)/share/man/man8
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed

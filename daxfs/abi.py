@@ -10,6 +10,7 @@ padding. Only the standard library is imported here: this module runs inside oth
 
 from __future__ import annotations
 
+import os
 import struct
 
 ABI_VERSION = 1
@@ -32,11 +33,16 @@ PIN_NOWAIT = 1 << 30
 PIN_ON_DEMAND = 1 << 31
 PIN_FLAGS = FOLL_WRITE | FOLL_GET | FOLL_LONGTERM | FOLL_PIN | PIN_NOWAIT | PIN_ON_DEMAND
 
+# Flags of open(2) for whoever will pin: with dax=never the file does without the page cache as long as such a descriptor is
+# open, if it was closed before. O_NONBLOCK means nothing else to a regular file. Without dax=never it makes no difference.
+# (For C: <fcntl.h> with _GNU_SOURCE has the two.)
+O_PIN = os.O_DIRECT | os.O_NONBLOCK
+
 # PIN: in: offset, length (bytes, block aligned), flags. out: id, how many runs, how many blocks. PIN_RUNS has the runs.
 # Errors: EINVAL (misaligned, empty, flags), EACCES (the descriptor is not open for reading, or for a write pin not for
 # writing), ENXIO (beyond the end of file), EFAULT (read pin of a hole), EIO (poisoned blocks), ENODEV (the device is being
 # removed), EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full), EBUSY (dax=never:
-# the file is open through the page cache; open it with O_DIRECT, and close it everywhere else).
+# the file is open through the page cache: open it with O_PIN when it is closed everywhere else).
 PIN = struct.Struct("<QQIIQQQ")  # offset, length, flags, zero, id, runs, blocks
 IOC_PIN = _iowr(1, PIN.size)
 

@@ -102,7 +102,9 @@ def structure_text(name: str, structure: struct.Struct, comment: str) -> Iterato
 
 def constant_text(name: str, value: ast.expr, comment: str) -> str:
     """A #define of a number, or of an ioctl's."""
-    if isinstance(value, ast.Call):
+    if isinstance(value, ast.BinOp) and isinstance(value.right, ast.Attribute):  # of flags that each machine has its own of
+        text = f"({ast.unparse(value).replace('os.', '')})"
+    elif isinstance(value, ast.Call):
         number, size = value.args
         if isinstance(size, ast.Attribute) and isinstance(size.value, ast.Name):
             text = f"_IOWR(DAXFS_IOC_TYPE, {ast.literal_eval(number)}, struct {c_name(size.value.id)})"

@@ -184,7 +184,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: holder [-r] [-d] IMAGE FILE OFFSET LENGTH\n");
 		return 2;
 	}
-	h.fd = open(argv[optind + 1], access ? O_RDWR : O_RDONLY);
+	h.fd = open(argv[optind + 1], (access ? O_RDWR : O_RDONLY) | DAXFS_O_PIN);
 	if (h.fd < 0)
 		fail(argv[optind + 1]);
 	h.pin.offset = strtoull(argv[optind + 2], NULL, 0);

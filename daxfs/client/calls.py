@@ -46,7 +46,7 @@ _PIN = {
     errno.EAGAIN: "a layout change waits for this range: a new pin waits behind it",
     errno.EPERM: "a long-term pin needs a layout lease on its range first (longterm=lease)",
     errno.ENODEV: "the device is being removed, or gone: no new pins",
-    errno.EBUSY: "the file is open through the page cache (dax=never): open it with O_DIRECT, and close it everywhere else",
+    errno.EBUSY: "the file is open through the page cache (dax=never): close it everywhere, then open it with O_PIN",
     errno.EIO: "the range has poisoned blocks: write them anew, or punch them out (see daxfs device status)",
 }
 _UNPIN = {errno.ENOENT: "no such pin on this descriptor: it was released before"}

@@ -28,7 +28,7 @@ def open_descriptor(path: Path, flags: int, *, to_pin: bool = False) -> int:
             raise PinError(errno.EINVAL, "neither a regular file nor a directory", os.fsdecode(path))
         if to_pin and stat.S_ISREG(mode):
             with suppress(OSError):  # not here: without it the error is the right one
-                return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT)
+                return os.open(path, flags | os.O_CLOEXEC | abi.O_PIN)
         return os.open(path, flags | os.O_CLOEXEC)
     except PinError:
         raise

@@ -15,6 +15,7 @@ runs stay whole for large requests, small holes are filled by small ones. Each c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from daxfs.core.freeset import FreeSet
@@ -22,6 +23,21 @@ from daxfs.core.runs import RunSet
 from daxfs.errors import NoSpace
 
 Run = tuple[int, int]
+
+
+def without(run: Run, taken: Iterable[Run]) -> list[Run]:
+    """What of a run is not in these, which are in order."""
+    out = []
+    at, end = run[0], run[0] + run[1]
+    for start, count in taken:
+        if start + count <= at or start >= end:
+            continue
+        if start > at:
+            out.append((at, start - at))
+        at = start + count
+    if at < end:
+        out.append((at, end - at))
+    return out
 
 WINDOW_MIN, WINDOW_MAX = 64, 1024  # blocks
 WINDOWS_SHARE = 4  # all windows together are at most this part of what is free
@@ -67,9 +83,9 @@ class Allocator:
         """All free runs, in order; those of windows apart."""
         return sorted([*self._free.runs(), *self._kept.runs()])
 
-    def holds(self, start: int, count: int) -> bool:
-        """Whether any block of a run is free."""
-        return self._free.holds(start, count) or self._kept.holds(start, count)
+    def first_held(self, runs: list[Run]) -> Run | None:
+        """The first of these runs of which any block is free; None if there is none."""
+        return self._free.first_held(runs) or self._kept.first_held(runs)
 
     def take(self, count: int, goal: int = 0, *, meta: bool = False, owner: int = 0) -> list[Run]:
         """`count` blocks, in one run at the goal if possible, else in as few as there are. `owner`: the number of the file

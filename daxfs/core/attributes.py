@@ -1,28 +1,26 @@
 """Attributes of an inode: mode, owner, size, times, extended attributes and ACLs.
 
 The rules of Linux that the kernel leaves to the file system (FUSE_HANDLE_KILLPRIV_V2, FUSE_POSIX_ACL): a change of owner
-drops suid, and sgid of group-executable files; a write or truncate without CAP_FSETID does so too; both drop
-`security.capability`; chmod and the access ACL keep each other right. Who may do what the kernel has checked.
+takes privileges away (privileges.py); chmod and the access ACL keep each other right. Who may do what the kernel has
+checked.
 """
 
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from daxfs.core import acl, fileops, xattr
+from daxfs.core import acl, fileops, privileges, xattr
 from daxfs.core.breaking import NOBODY, Breaker
 from daxfs.core.inode import Inode
 from daxfs.core.volume import Transaction, Volume
 from daxfs.errors import AccessDenied, BadArgument, NotSupported
 
-CAPABILITY = b"security.capability"
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 _ACLS = (acl.ACCESS, acl.DEFAULT)
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What setattr changes; None: not this. Times in ns. `kill_priv`: the caller lacks CAP_FSETID."""
 
     mode: int | None = None
@@ -37,8 +35,12 @@ class Attributes:
 
     @property
     def is_empty(self) -> bool:
-        """How the kernel passes on chown(path, -1, -1), and the loss of suid by a write; both take suid away."""
-        return self == Attributes(kill_priv=self.kill_priv, breaker=self.breaker)
+        """How the kernel passes on chown(path, -1, -1), and the loss of suid by a write; both take suid away. (With
+        dax=never the kernel adds its ctime to whatever it asks for.)"""
+        return self[:6] == _NOTHING
+
+
+_NOTHING = (None,) * 6
 
 
 def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
@@ -48,12 +50,12 @@ def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
         if new.size is not None:
             fileops.resize(vol, txn, inode, new.size, new.breaker)
             inode.mtime = now
-            drop_privileges(vol, txn, inode, new.kill_priv)
+            privileges.drop(vol, txn, inode, new.kill_priv)
         if new.uid is not None or new.gid is not None or new.is_empty:
             inode.uid = inode.uid if new.uid is None else new.uid
             inode.gid = inode.gid if new.gid is None else new.gid
             if not inode.is_dir:
-                drop_privileges(vol, txn, inode, True)
+                privileges.drop(vol, txn, inode, True)
         if new.mode is not None:
             inode.mode = inode.mode & ~0o7777 | new.mode & 0o7777
             _chmod_acl(vol, txn, inode)
@@ -64,32 +66,16 @@ def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
         inode.ctime = now if new.ctime is None else new.ctime
 
 
+def times_of_writes(vol: Volume, inode: Inode, mtime: int, ctime: int) -> None:
+    """The times that the kernel kept of writes to its cache. They are stored in place, as those of a write are."""
+    vol.check_writable()
+    inode.touch_in_place(mtime=mtime, ctime=ctime)
+
+
 def _chmod_acl(vol: Volume, txn: Transaction, inode: Inode) -> None:
     if not inode.is_symlink and acl.ACCESS in xattr.names(vol, inode):
         value = acl.chmod(xattr.get(vol, inode, acl.ACCESS), inode.mode)
         xattr.set(vol, txn, inode, acl.ACCESS, value, 0)
-
-
-def _killed(mode: int, kill_priv: bool) -> int:
-    """The suid and sgid bits that a change of data or owner takes away."""
-    if not kill_priv:
-        return 0
-    return mode & (stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
-
-
-def has_privileges(vol: Volume, inode: Inode, kill_priv: bool) -> bool:
-    """Whether `drop_privileges` has something to do."""
-    if _killed(inode.mode, kill_priv):
-        return True
-    return bool(inode.xattr_inline or inode.xattr_block) and CAPABILITY in xattr.names(vol, inode)
-
-
-def drop_privileges(vol: Volume, txn: Transaction, inode: Inode, kill_priv: bool) -> None:
-    if not inode.is_dir and has_privileges(vol, inode, kill_priv):
-        inode.mode &= ~_killed(inode.mode, kill_priv)
-        if CAPABILITY in xattr.names(vol, inode):
-            xattr.remove(vol, txn, inode, CAPABILITY)
-        txn.dirty(inode)
 
 
 # -- extended attributes --

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 ALL = 1 << 52  # more blocks than a file has
 
 
-@dataclass(frozen=True, slots=True)
-class Breaker:
+class Breaker(NamedTuple):
     """Who breaks: the descriptor it comes through, if any; whether it would rather fail than wait; and which kind of wait
     has lasted long enough ("invalidate", or the policy's outcome)."""
 

@@ -22,6 +22,7 @@ from crc32c import crc32c
 
 from daxfs.core.layout import CHUNK_INODES, DIRBLOCK, DIRBLOCK_MAGIC, DIRENT, DIRENT_ALIGN, NAME_MAX, seal, verify
 from daxfs.core.records import pack_entry
+from daxfs.core.slots import Slots
 from daxfs.errors import Corrupt, Exists, NameTooLong, NoEntry
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 TYPES = frozenset((1, 2, 4, 6, 8, 10, 12))  # DT_FIFO, CHR, DIR, BLK, REG, LNK, SOCK
 
 _NO_NAMES = frozenset((b"", b".", b".."))
-_GRANULES_MAX = (DIRENT.size + NAME_MAX + DIRENT_ALIGN - 1) // DIRENT_ALIGN
 _FIRST = DIRBLOCK.size // DIRENT_ALIGN  # granule of a block's first record
 
 # Value of the index: the inode number above a word of position (a multiple of 16) and type. One int, no tuple: a third
@@ -46,7 +46,7 @@ Record = tuple[int, int, int, int, bytes]  # offset in the block, granules, ino 
 
 def granules(name: bytes) -> int:
     """Length of the entry of this name."""
-    return (DIRENT.size + len(name) + DIRENT_ALIGN - 1) // DIRENT_ALIGN
+    return len(name) + 31 >> 4  # DIRENT.size and DIRENT_ALIGN are 16
 
 
 def pack_block(address: int, ino: int, index: int, block_size: int) -> bytes:
@@ -96,48 +96,6 @@ def valid_names(names: list[bytes]) -> bool:
     )
 
 
-class Slots:
-    """Free slots, all in granules from the start of the directory, and by length for best fit."""
-
-    __slots__ = ("_bins", "_ends", "starts")
-
-    def __init__(self) -> None:
-        self.starts: dict[int, int] = {}  # start -> length
-        self._ends: dict[int, int] = {}  # end -> start
-        # One bin per length; the last one also holds all that are longer. Dicts keep the order: runs repeat exactly.
-        self._bins: list[dict[int, None]] = [{} for _ in range(_GRANULES_MAX + 1)]
-
-    def add(self, start: int, length: int) -> tuple[int, int]:
-        """Free a slot; it is merged with its free neighbours. The slot that it became part of."""
-        end = start + length
-        if end in self.starts:
-            end += self._drop(end)
-        if start in self._ends:
-            start = self._ends[start]
-            self._drop(start)
-        self.put(start, end - start)
-        return start, end - start
-
-    def put(self, start: int, length: int) -> None:
-        self.starts[start] = length
-        self._ends[start + length] = start
-        self._bins[min(length, _GRANULES_MAX)][start] = None
-
-    def take(self, need: int) -> tuple[int, int] | None:
-        """Remove the slot that fits best: (start, length)."""
-        for slots in self._bins[need:]:
-            if slots:
-                start = next(reversed(slots))
-                return start, self._drop(start)
-        return None
-
-    def _drop(self, start: int) -> int:
-        length = self.starts.pop(start)
-        del self._ends[start + length]
-        del self._bins[min(length, _GRANULES_MAX)][start]
-        return length
-
-
 class Directory:
     """One directory; built on first use, from media."""
 
@@ -167,9 +125,8 @@ class Directory:
         if len(name) > NAME_MAX:
             raise NameTooLong
         need = granules(name)
-        slot = self._slots.take(need) or self._grow(txn)
+        start, length = self._slots.take(need) or self._grow(txn)
         txn.touch(self)
-        start, length = slot
         if length > need:
             self._slots.put(start + need, length - need)
         position = start * DIRENT_ALIGN
@@ -272,5 +229,6 @@ class Directory:
 
     def _address(self, position: int) -> int:
         """Where on the image a byte of the directory is."""
-        index, offset = divmod(position, self._vol.block_size)
-        return self._inode.block(index) * self._vol.block_size + offset
+        shift = self._vol.block_shift
+        address: int = (self._inode.block(position >> shift) << shift) + (position & (1 << shift) - 1)
+        return address

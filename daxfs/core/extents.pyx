@@ -218,6 +218,7 @@ cdef class ExtentMap(RunMap):
         leaf.block = block
         leaf.next = next_block
         leaf.dirty = 0
+        self.first = self.behind = 0
 
     @property
     def leaves(self):
@@ -239,28 +240,43 @@ cdef class ExtentMap(RunMap):
     def unplaced(self):
         """Leaves that have no block on media yet."""
         cdef uint32_t i
-        return [i for i in range(self.m.nleaves) if not self.m.leaves[i].block]
+        return [i for i in range(self.first, self.behind) if not self.m.leaves[i].block]
 
     def place_leaf(self, uint32_t at, uint64_t block):
         """Give leaf `at` its block (0: inline)."""
         self.m.leaves[at].block = block
-        self.m.leaves[at].dirty = 1
+        self._touch(at)
+        if at:
+            self._widen(at - 1)
+
+    cdef uint64_t _following(self, uint32_t at) noexcept:
+        return self.m.leaves[at + 1].block if at + 1 < self.m.nleaves else 0
+
+    cdef bint _is_stale(self, uint32_t at) noexcept:
+        return self.m.leaves[at].dirty or self.m.leaves[at].next != self._following(at)
 
     def stale(self):
         """Leaves to store: (index, next block), because they changed or the leaf behind them moved."""
         cdef uint32_t i
-        cdef uint64_t following
-        cdef list out = []
-        for i in range(self.m.nleaves):
-            following = self.m.leaves[i + 1].block if i + 1 < self.m.nleaves else 0
-            if self.m.leaves[i].dirty or self.m.leaves[i].next != following:
-                out.append((i, following))
-        return out
+        return [(i, self._following(i)) for i in range(self.first, self.behind) if self._is_stale(i)]
 
     def stored(self, uint32_t at, uint64_t next_block):
         """Leaf `at` is on media now."""
         self.m.leaves[at].dirty = 0
         self.m.leaves[at].next = next_block
+        while self.first < self.behind and not self._is_stale(self.first):
+            self.first += 1
+
+    def check(self):
+        cdef uint32_t i
+        RunMap.check(self)
+        if self.behind > self.m.nleaves:
+            raise ValueError(f"leaves up to {self.behind} may be stale, but there are {self.m.nleaves}")
+        for i in range(self.m.nleaves):
+            if self.first <= i < self.behind:
+                continue
+            if self._is_stale(i) or not (self.m.leaves[i].block or self.m.nleaves == 1):
+                raise ValueError(f"leaf {i} is stale, and would not be stored")
 
     def dropped(self):
         """Blocks of leaves that went since the last call; the caller frees them."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 
-from daxfs.core import layout
+from daxfs.core import layout, privileges
 from daxfs.core.breaking import ALL, NOBODY, Breaker, clear_way
 from daxfs.core.inode import Inode
 from daxfs.core.policy import Operation, Outcome
@@ -52,20 +52,20 @@ def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memory
           keep_times: bool = False) -> int:  # fmt: skip
     """Write at `offset`; the bytes written, fewer only when the volume is full. `keep_times`: the caller sees to them.
     TooBig, NoSpace."""
-    from daxfs.core import attributes
-
-    _must_be_file(inode)
-    vol.check_writable()
+    if not inode.is_file:
+        _must_be_file(inode)
+    if vol.readonly or vol.failed:
+        vol.check_writable()
     if offset >= layout.FILE_SIZE_MAX and len(data):
         raise TooBig(f"a file has at most {layout.FILE_SIZE_MAX} bytes")
     data = memoryview(data)[: layout.FILE_SIZE_MAX - offset]
     if not data:
         return 0
-    size = vol.block_size
+    size, mapped = vol.block_size, inode.map
     first, end = offset // size, offset + len(data)
     count = -(-end // size) - first
-    privileged = attributes.has_privileges(vol, inode, kill_priv)
-    if end <= inode.size and not privileged and inode.map.written(first, count):
+    privileged = privileges.any_to_drop(vol, inode, kill_priv)
+    if end <= inode.size and not privileged and mapped.written(first, count):
         _clear_poison(vol, inode, offset, end)
         _store(vol, inode, offset, data)
         if keep_times:
@@ -74,22 +74,27 @@ def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memory
             inode.touch_in_place(mtime=now, ctime=now)  # with a fence, for the data as well
         return len(data)
     with vol.transaction(now) as txn:
-        gaps = inode.map.gaps(first, count)
+        gaps = mapped.gaps(first, count)
         data, gaps = _fit(vol, offset, data, gaps)
         end = offset + len(data)
         count = -(-end // size) - first
         _clear_poison(vol, inode, offset, end)
         _zero_old_tail(vol, inode, end)
-        _fill_edges(vol, inode, offset, end)
-        _allocate(vol, txn, inode, gaps, unwritten=True)
-        _zero_new_edges(vol, inode, gaps, offset, end)
+        is_partial = offset % size or end % size
+        if is_partial:
+            _fill_edges(vol, inode, offset, end)
+        _allocate(vol, txn, inode, gaps, unwritten=False)
+        if is_partial:
+            _zero_new_edges(vol, inode, gaps, offset, end)
         _store(vol, inode, offset, data)
-        inode.map.convert(first, count, False)
-        inode.size = max(inode.size, end)
+        if gaps != [(first, count)]:
+            mapped.convert(first, count, False)
+        if end > inode.size:
+            inode.size = end
         if not keep_times:
             inode.mtime = inode.ctime = now
         if privileged:
-            attributes.drop_privileges(vol, txn, inode, kill_priv)
+            privileges.drop(vol, txn, inode, kill_priv)
         txn.dirty(inode)
     return len(data)
 
@@ -115,7 +120,10 @@ def _fit(vol: Volume, offset: int, data: memoryview, gaps: list[tuple[int, int]]
          ) -> tuple[memoryview, list[tuple[int, int]]]:  # fmt: skip
     """As much of a write as there is space for. NoSpace if that is nothing."""
     available = vol.alloc.available
-    if sum(count for _, count in gaps) <= available:
+    wanted = 0
+    for _, count in gaps:
+        wanted += count
+    if wanted <= available:
         return data, gaps
     fitting = []
     for logical, count in gaps:
@@ -152,9 +160,13 @@ def _store(vol: Volume, inode: Inode, offset: int, data: memoryview) -> None:
     first = offset // size
     end = offset + len(data)
     for logical, physical, n, _ in inode.map.overlaps(first, -(-end // size) - first):
-        start = max(logical * size, offset)
-        stop = min((logical + n) * size, end)
-        at = physical * size + start - logical * size
+        start, stop = logical * size, (logical + n) * size
+        at = physical * size
+        if start < offset:
+            at += offset - start
+            start = offset
+        if stop > end:
+            stop = end
         pmem.store(at, data[start - offset : stop - offset])
         pmem.flush(at, stop - start)
 
@@ -242,8 +254,6 @@ def _zero_by_record(vol: Volume, txn: Transaction, inode: Inode, start: int, end
 def fallocate(vol: Volume, now: int, inode: Inode, mode: int, offset: int, length: int, *,
               kill_priv: bool = False, breaker: Breaker = NOBODY) -> None:  # fmt: skip
     """fallocate(2): preallocate, PUNCH_HOLE, ZERO_RANGE, each with KEEP_SIZE. All or nothing."""
-    from daxfs.core import attributes
-
     _must_be_file(inode)
     keep_size = bool(mode & FALLOC_KEEP_SIZE)
     if offset < 0 or length <= 0:
@@ -265,7 +275,7 @@ def fallocate(vol: Volume, now: int, inode: Inode, mode: int, offset: int, lengt
         inode.ctime = now
         if kind or inode.size != old:
             inode.mtime = now
-        attributes.drop_privileges(vol, txn, inode, kill_priv)
+        privileges.drop(vol, txn, inode, kill_priv)
         txn.dirty(inode)
 
 

@@ -122,7 +122,7 @@ class Inode(Record):
         if self.dead:
             txn.write(self.at, self._pack_free())
             return
-        if not (self._extents or self._fits_inline):  # extents that were not read did not change
+        if not self._settled:
             self._store_leaves(txn)
         txn.write(self.at, self._pack())
 
@@ -171,8 +171,9 @@ class Inode(Record):
 
     def block(self, index: int) -> int:
         """The image's block behind a logical block, 0 if there is none."""
-        found = self.map.find(index)
-        return found[1] + index - found[0] if found else 0
+        if self._extents:
+            self._load_map()
+        return self._physical(index)
 
     def append_block(self, txn: Transaction) -> int:
         """One more block at the end of a directory; its number on the image."""

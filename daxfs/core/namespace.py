@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from daxfs.core import acl, layout, xattr
 from daxfs.core.directory import Directory
@@ -32,11 +32,11 @@ from daxfs.errors import (
 )  # fmt: skip
 
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
+_KIND = 0o170000  # the bits of stat.S_IFMT
 SYMLINK_MODE = stat.S_IFLNK | 0o777
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who makes a new file: its owner, and the umask that applies unless the directory has a default ACL."""
 
     uid: int
@@ -83,9 +83,10 @@ def entries(vol: Volume, parent: Inode, position: int) -> Iterator[tuple[bytes, 
 
 def create(vol: Volume, now: int, parent: Inode, name: bytes, mode: int, caller: Caller, rdev: int = 0) -> Inode:
     """A file, fifo, socket or device node. Exists, NoSpace."""
-    if stat.S_IFMT(mode) == 0:
+    kind = mode & _KIND
+    if kind == 0:
         mode |= stat.S_IFREG
-    if stat.S_IFMT(mode) in (stat.S_IFDIR, stat.S_IFLNK):
+    if kind in (stat.S_IFDIR, stat.S_IFLNK):
         raise BadArgument("mknod makes no directories or links")
     with vol.transaction(now) as txn:
         directory = _place(vol, parent, name)
@@ -177,7 +178,7 @@ def _new(vol: Volume, txn: Transaction, parent: Inode, mode: int, caller: Caller
 
 
 def _enter(txn: Transaction, directory: Directory, parent: Inode, name: bytes, inode: Inode) -> None:
-    directory.insert(txn, name, inode.ino, stat.S_IFMT(inode.mode) >> 12)
+    directory.insert(txn, name, inode.ino, (inode.mode & _KIND) >> 12)
     _changed(txn, parent)
 
 
@@ -307,7 +308,7 @@ def _not_below(vol: Volume, inode: Inode, directory: Inode) -> None:
 
 def _replace(txn: Transaction, directory: Directory, parent: Inode, name: bytes, old: Inode, new: Inode) -> None:
     """One half of an exchange: `name` is now of `new`."""
-    directory.replace(txn, name, new.ino, stat.S_IFMT(new.mode) >> 12)
+    directory.replace(txn, name, new.ino, (new.mode & _KIND) >> 12)
     parent.nlink += new.is_dir - old.is_dir
     if new.is_dir:
         new.parent = parent.ino
@@ -319,7 +320,7 @@ def _replace(txn: Transaction, directory: Directory, parent: Inode, name: bytes,
 def _move(vol: Volume, txn: Transaction, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, inode: Inode,
           other: Inode | None) -> None:  # fmt: skip
     source, target = index(vol, parent), index(vol, new_parent)
-    dtype = stat.S_IFMT(inode.mode) >> 12
+    dtype = (inode.mode & _KIND) >> 12
     if other is None:
         _place(vol, new_parent, new_name)
         if inode.is_dir and parent is not new_parent and new_parent.nlink >= layout.LINK_MAX:

@@ -10,7 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from daxfs.core.runs cimport RunMap, dx_extent
+from daxfs.core.runs cimport RunMap, dx_extent, dx_find, dx_leaf
 
 from daxfs.core import layout
 from daxfs.errors import BadHandle, Corrupt, NoSpace
@@ -315,12 +315,29 @@ cdef class Record:
         return 0
 
     @property
-    def _fits_inline(self):
-        """Whether the extents are in memory and in the record, and no leaf has to be stored or given back for them."""
+    def _settled(self):
+        """Whether no leaf has to be stored, moved or given back before the record can be packed. Extents that were not read
+        did not change."""
         cdef RunMap extents = <RunMap>self._map
-        if self._extents or extents.dropped_blocks or extents.m.nleaves > 1:
+        cdef dx_leaf *leaf
+        cdef uint32_t i, n = extents.m.nleaves
+        if self._extents:
+            return True
+        if extents.dropped_blocks:
             return False
-        return extents.m.nleaves == 0 or (extents.m.leaves[0].block == 0 and extents.m.extents <= INLINE)
+        if n == 1 and extents.m.extents <= INLINE:
+            return extents.m.leaves[0].block == 0
+        for i in range(n):
+            leaf = &extents.m.leaves[i]
+            if leaf.dirty or not leaf.block or leaf.next != (extents.m.leaves[i + 1].block if i + 1 < n else 0):
+                return False
+        return True
+
+    def _physical(self, uint64_t logical):
+        """The image's block behind a logical one, 0 if there is none. The extents are in memory."""
+        cdef RunMap extents = <RunMap>self._map
+        cdef const dx_extent *e = dx_find(&extents.m, logical, NULL, NULL)
+        return 0 if e == NULL or e.logical > logical else e.physical + (logical - e.logical)
 
     def _pack(self):
         """The record, with extents (or the first leaf) as the map has them now, or as they were on media while it is not

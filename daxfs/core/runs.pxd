@@ -35,20 +35,33 @@ cdef extern from "extents.h" nogil:
     const dx_extent *dx_next(const dx_map *m, uint32_t *leaf_at, uint32_t *extent_at)
 
 
+cdef class _Carved:
+    cdef list runs, pieces
+    cdef uint64_t start, length
+
+    cdef int add(self, uint64_t logical, uint64_t physical, uint64_t count, uint32_t flags) except -1
+    cdef list end(self)
+
+
 cdef class RunMap:
     cdef dx_map m
     cdef uint32_t leaf_capacity
     cdef list dropped_blocks
+    cdef uint32_t first, behind
 
     cdef void _free(self) noexcept
     cdef dx_leaf *_new_leaf(self, uint32_t at) except NULL
     cdef int _room(self, dx_leaf *leaf, uint32_t n) except -1
-    cdef int _drop_leaf(self, uint32_t at) except -1
+    cdef void _touch(self, uint32_t at) noexcept
+    cdef void _widen(self, uint32_t at) noexcept
+    cdef int _drop_leaves(self, uint32_t at, uint32_t n) except -1
     cdef int _place(self, uint32_t li, uint32_t i, uint64_t logical, uint64_t physical, uint32_t count,
                     uint32_t flags) except -1
     cdef int _remove(self, uint32_t li, uint32_t i) except -1
     cdef int _fold(self, uint32_t li) except -1
     cdef int _insert(self, uint64_t logical, uint64_t physical, uint64_t count, uint32_t flags) except -1
+    cdef uint32_t _without(self, uint32_t place, uint32_t at, uint32_t n) noexcept
+    cdef uint64_t _carve_leaves(self, uint32_t li, uint64_t end, _Carved carved) except 0
     cdef list _carve(self, uint64_t logical, uint64_t count, list pieces)
 
 

@@ -17,8 +17,34 @@ from libc.string cimport memcpy, memmove, memset
 cdef uint64_t COUNT_MAX = 0xFFFFFFFF
 
 
+cdef class _Carved:
+    """What was taken out of a map: runs of the image, adjacent ones joined, and `pieces`, if a list, one by one."""
+
+    def __cinit__(self, list pieces):
+        self.runs = []
+        self.pieces = pieces
+
+    cdef int add(self, uint64_t logical, uint64_t physical, uint64_t count, uint32_t flags) except -1:
+        if self.pieces is not None:
+            self.pieces.append((logical, physical, count, flags))
+        if self.start + self.length == physical and self.length:
+            self.length += count
+        else:
+            self.end()
+            self.start, self.length = physical, count
+        return 0
+
+    cdef list end(self):
+        if self.length:
+            self.runs.append((self.start, self.length))
+        self.length = 0
+        return self.runs
+
+
 cdef class RunMap:
     """The engine: place, remove, look up. `leaf_capacity` is how many extents a leaf holds."""
+
+    # Leaves [first, behind) are all that may differ from what is on media, so that nobody looks at the others.
 
     def __cinit__(self, uint32_t leaf_capacity=168, uint32_t block_shift=12):
         if leaf_capacity < 4:
@@ -39,6 +65,7 @@ cdef class RunMap:
         self.m.leaves = NULL
         self.m.nleaves = self.m.cap = 0
         self.m.extents = self.m.blocks = 0
+        self.first = self.behind = 0
 
     def clear(self):
         """Forget all extents, and the leaves that were dropped."""
@@ -55,6 +82,19 @@ cdef class RunMap:
 
     # -- leaves --
 
+    cdef void _touch(self, uint32_t at) noexcept:
+        """Leaf `at` is changed."""
+        self.m.leaves[at].dirty = 1
+        self._widen(at)
+
+    cdef void _widen(self, uint32_t at) noexcept:
+        if self.first == self.behind:
+            self.first, self.behind = at, at + 1
+        elif at < self.first:
+            self.first = at
+        elif at >= self.behind:
+            self.behind = at + 1
+
     cdef dx_leaf *_new_leaf(self, uint32_t at) except NULL:
         cdef dx_leaf *grown
         cdef uint32_t cap
@@ -67,8 +107,12 @@ cdef class RunMap:
             self.m.cap = cap
         memmove(&self.m.leaves[at + 1], &self.m.leaves[at], (self.m.nleaves - at) * sizeof(dx_leaf))
         memset(&self.m.leaves[at], 0, sizeof(dx_leaf))
-        self.m.leaves[at].dirty = 1
         self.m.nleaves += 1
+        self.first += at < self.first
+        self.behind += at < self.behind
+        self._touch(at)
+        if at:
+            self._widen(at - 1)  # whose next is another leaf now
         return &self.m.leaves[at]
 
     cdef int _room(self, dx_leaf *leaf, uint32_t n) except -1:
@@ -87,14 +131,24 @@ cdef class RunMap:
             leaf.cap = cap
         return 0
 
-    cdef int _drop_leaf(self, uint32_t at) except -1:
-        cdef dx_leaf *leaf = &self.m.leaves[at]
-        if leaf.block:
-            self.dropped_blocks.append(leaf.block)
-        free(leaf.e)
-        self.m.nleaves -= 1
-        memmove(leaf, leaf + 1, (self.m.nleaves - at) * sizeof(dx_leaf))
+    cdef int _drop_leaves(self, uint32_t at, uint32_t n) except -1:
+        """Take out `n` leaves."""
+        cdef uint32_t i
+        for i in range(at, at + n):
+            if self.m.leaves[i].block:
+                self.dropped_blocks.append(self.m.leaves[i].block)
+            free(self.m.leaves[i].e)
+        self.m.nleaves -= n
+        memmove(&self.m.leaves[at], &self.m.leaves[at + n], (self.m.nleaves - at) * sizeof(dx_leaf))
+        self.first = self._without(self.first, at, n)
+        self.behind = self._without(self.behind, at, n)
+        if at:
+            self._widen(at - 1)
         return 0
+
+    cdef uint32_t _without(self, uint32_t place, uint32_t at, uint32_t n) noexcept:
+        """Where a place in the array is once `n` leaves have gone from `at` on."""
+        return place if place <= at else at if place < at + n else place - n
 
     cdef int _place(self, uint32_t li, uint32_t i, uint64_t logical, uint64_t physical, uint32_t count,
                     uint32_t flags) except -1:
@@ -118,7 +172,7 @@ cdef class RunMap:
                 memcpy(right.e, leaf.e + half, (leaf.n - half) * sizeof(dx_extent))
                 right.n = leaf.n - half
                 leaf.n = half
-                leaf.dirty = 1
+                self._touch(li)
                 if i > half:
                     li += 1
                     i -= half
@@ -130,7 +184,7 @@ cdef class RunMap:
         leaf.e[i].count = count
         leaf.e[i].flags = flags
         leaf.n += 1
-        leaf.dirty = 1
+        self._touch(li)
         self.m.extents += 1
         return 0
 
@@ -139,10 +193,10 @@ cdef class RunMap:
         cdef dx_leaf *leaf = &self.m.leaves[li]
         leaf.n -= 1
         memmove(leaf.e + i, leaf.e + i + 1, (leaf.n - i) * sizeof(dx_extent))
-        leaf.dirty = 1
+        self._touch(li)
         self.m.extents -= 1
         if leaf.n == 0:
-            self._drop_leaf(li)
+            self._drop_leaves(li, 1)
         return 0
 
     cdef int _fold(self, uint32_t li) except -1:
@@ -162,8 +216,8 @@ cdef class RunMap:
         self._room(left, left.n + right.n)
         memcpy(left.e + left.n, right.e, right.n * sizeof(dx_extent))
         left.n += right.n
-        left.dirty = 1
-        self._drop_leaf(li + 1)
+        self._touch(li)
+        self._drop_leaves(li + 1, 1)
         return 0
 
     # -- runs --
@@ -173,7 +227,6 @@ cdef class RunMap:
         cdef const dx_extent *following
         cdef dx_extent *before = NULL
         cdef dx_extent *after = NULL
-        cdef dx_leaf *leaf
         while count:
             take = <uint32_t>(count if count <= COUNT_MAX else COUNT_MAX)
             following = dx_find(&self.m, logical, &li, &i)
@@ -203,8 +256,7 @@ cdef class RunMap:
                 after = NULL
             if before != NULL:
                 before.count += take
-                leaf = &self.m.leaves[pl]
-                leaf.dirty = 1
+                self._touch(pl)
                 if after != NULL and <uint64_t>before.count + after.count <= COUNT_MAX:
                     before.count += after.count
                     self._remove(li, i)
@@ -212,8 +264,7 @@ cdef class RunMap:
                 after.logical -= take
                 after.physical -= take
                 after.count += take
-                leaf = &self.m.leaves[li]
-                leaf.dirty = 1
+                self._touch(li)
             else:
                 if i == 0 and li > 0 and self.m.leaves[li - 1].n < self.leaf_capacity:
                     li -= 1
@@ -228,52 +279,67 @@ cdef class RunMap:
     cdef list _carve(self, uint64_t logical, uint64_t count, list pieces):
         """Unmap a range. Returns the (physical, count) that were mapped, adjacent ones joined; `pieces`, if a list, gets
         each as (logical, physical, count, flags)."""
-        cdef uint32_t li = 0, i = 0
-        cdef uint64_t end = logical + count, lo, hi, start = 0, length = 0
+        cdef uint32_t li = 0, i = 0, k
+        cdef uint64_t end = logical + count, hi
         cdef dx_extent e
         cdef dx_extent *at
-        cdef list out = []
+        cdef dx_leaf *leaf
+        cdef _Carved carved = _Carved(pieces)
         while dx_find(&self.m, logical, &li, &i) != NULL:
-            at = &self.m.leaves[li].e[i]
-            e = at[0]
-            if e.logical >= end:
+            leaf = &self.m.leaves[li]
+            at = &leaf.e[i]
+            if at.logical >= end:
                 break
-            lo = e.logical if e.logical > logical else logical
+            if i == 0 and at.logical >= logical and leaf.e[leaf.n - 1].logical + leaf.e[leaf.n - 1].count <= end:
+                logical = self._carve_leaves(li, end, carved)
+                continue
+            e = at[0]
+            if e.logical > logical:
+                logical = e.logical
             hi = e.logical + e.count
             if hi > end:
                 hi = end
-            if pieces is not None:
-                pieces.append((lo, e.physical + (lo - e.logical), hi - lo, e.flags))
-            if length and start + length == e.physical + (lo - e.logical):
-                length += hi - lo
-            else:
-                if length:
-                    out.append((start, length))
-                start = e.physical + (lo - e.logical)
-                length = hi - lo
-            self.m.blocks -= hi - lo
-            self.m.leaves[li].dirty = 1
-            if lo == e.logical and hi == e.logical + e.count:
+            carved.add(logical, e.physical + (logical - e.logical), hi - logical, e.flags)
+            self.m.blocks -= hi - logical
+            self._touch(li)
+            if logical == e.logical and hi == e.logical + e.count:
                 self._remove(li, i)
-            elif lo == e.logical:
+            elif logical == e.logical:
                 at.logical = hi
-                at.physical += hi - lo
-                at.count -= <uint32_t>(hi - lo)
+                at.physical += hi - logical
+                at.count -= <uint32_t>(hi - logical)
             else:
-                at.count = <uint32_t>(lo - e.logical)
+                at.count = <uint32_t>(logical - e.logical)
                 if hi < e.logical + e.count:
                     self._place(li, i + 1, hi, e.physical + (hi - e.logical),
                                 <uint32_t>(e.logical + e.count - hi), e.flags)
             logical = hi
             if logical >= end:
                 break
-        if length:
-            out.append((start, length))
         if self.m.nleaves:
             if dx_find(&self.m, end, &li, &i) == NULL:
                 li = self.m.nleaves - 1
             self._fold(li)
-        return out
+        return carved.end()
+
+    cdef uint64_t _carve_leaves(self, uint32_t li, uint64_t end, _Carved carved) except 0:
+        """Take out this leaf and those behind it that end before `end`, all at once; where they end."""
+        cdef uint32_t n = 0, i
+        cdef dx_leaf *leaf
+        cdef dx_extent *e = NULL
+        while li + n < self.m.nleaves:
+            leaf = &self.m.leaves[li + n]
+            if leaf.e[leaf.n - 1].logical + leaf.e[leaf.n - 1].count > end:
+                break
+            for i in range(leaf.n):
+                e = &leaf.e[i]
+                carved.add(e.logical, e.physical, e.count, e.flags)
+                self.m.blocks -= e.count
+            self.m.extents -= leaf.n
+            n += 1
+        end = e.logical + e.count
+        self._drop_leaves(li, n)
+        return end
 
     def __iter__(self):
         """All extents in order as (logical, physical, count, flags)."""
@@ -337,6 +403,18 @@ cdef class RunSet(RunMap):
         cdef const dx_extent *e = dx_find(&self.m, start, NULL, NULL)
         return e != NULL and e.logical < start + count
 
+    def first_held(self, list runs):
+        """The first of these runs of which any block is in the set; None if there is none."""
+        cdef uint64_t start, count
+        cdef const dx_extent *e
+        if self.m.nleaves:
+            for run in runs:
+                start, count = run
+                e = dx_find(&self.m, start, NULL, NULL)
+                if e != NULL and e.logical < start + count:
+                    return run
+        return None
+
     def within(self, uint64_t start, uint64_t count):
         """What of a run is in the set, as runs."""
         cdef uint32_t li = 0, i = 0
@@ -368,3 +446,14 @@ cdef class RunSet(RunMap):
         cdef Py_ssize_t i
         for i in range(starts.shape[0]):
             self._insert(starts[i], starts[i], counts[i], 0)
+
+
+def first_astray(list ordered, uint64_t first, uint64_t end):
+    """The first of some runs, in order, that overlaps the one before it or leaves [first, end); None if there is none."""
+    cdef uint64_t start, count
+    for run in ordered:
+        start, count = run
+        if start < first or start > end or end - start < count:
+            return run
+        first = start + count
+    return None

@@ -10,46 +10,22 @@
 Leaving the block commits. An exception aborts: nothing is on media, the blocks are free again, and every inode and directory
 that took part reads itself from media anew. An exception after the commit point is a bug: the volume turns read-only.
 Blocks freed here are not reused before the commit, and an allocation never waits for them.
+What is gathered until then, and how, is compiled: gathered.pyx.
 """
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
 
 from daxfs.core.alloc import Run
-from daxfs.errors import Corrupt, FsError, NoSpace, ReadOnly
-
-if TYPE_CHECKING:
-    from daxfs.core.inode import Inode
-    from daxfs.core.volume import Volume
+from daxfs.core.gathered import Gathered
+from daxfs.errors import Corrupt, FsError, NoSpace
 
 
-class Revertible(Protocol):
-    def revert(self) -> None: ...
-
-
-class Transaction:
+class Transaction(Gathered):
     """See the module. `now` is the time of the call, ns since 1970."""
 
-    __slots__ = ("_freed", "_freed_numbers", "_freed_unsafe", "_inodes", "_records", "_taken", "_taken_numbers", "_touched",
-                 "_volume", "now")  # fmt: skip
-
-    def __init__(self, volume: Volume, now: int) -> None:
-        self._volume = volume
-        self.now = now
-        self._records: list[tuple[int, bytes]] = []
-        self._inodes: dict[int, Inode] = {}
-        self._touched: list[Revertible] = []
-        self._taken: list[Run] = []
-        self._freed: list[Run] = []
-        self._freed_unsafe: list[Run] = []
-        self._taken_numbers: list[int] = []
-        self._freed_numbers: list[int] = []
-
-    def write(self, at: int, data: bytes) -> None:
-        """A redo record: `data` goes to byte address `at` at the commit."""
-        self._records.append((at, data))
+    __slots__ = ()
 
     def fresh(self, at: int, data: bytes | bytearray | memoryview) -> None:
         """Store right away into blocks that nothing on media refers to before the commit."""
@@ -66,7 +42,7 @@ class Transaction:
         except NoSpace:  # of the host: what was used before and is free again needs no more of it
             runs = alloc.take(count, alloc.data_start, meta=meta)
             self._reserve(runs)
-        self._taken += runs
+        self.took(runs)
         return runs
 
     def _reserve(self, runs: list[Run]) -> None:
@@ -74,7 +50,7 @@ class Transaction:
         volume = self._volume
         try:
             for start, count in runs:
-                volume.pmem.reserve(start * volume.block_size, count * volume.block_size)
+                volume.pmem.reserve(start << volume.block_shift, count << volume.block_shift)
         except BaseException:
             volume.alloc.give(runs)
             raise
@@ -87,35 +63,8 @@ class Transaction:
         """`count` metadata blocks in a row."""
         start = self._volume.alloc.take_chunk(count)
         self._reserve([(start, count)])
-        self._taken.append((start, count))
+        self.took([(start, count)])
         return start
-
-    def free(self, runs: list[Run], *, unsafe: bool = False) -> None:
-        """Give up blocks; they stay out of reach until the commit. `unsafe`: pinned ones are free, too (the 2017 bug)."""
-        (self._freed_unsafe if unsafe else self._freed).extend(runs)
-
-    def dirty(self, inode: Inode) -> None:
-        """Store the inode at the commit."""
-        self._inodes[inode.ino] = inode
-
-    def touch(self, what: Revertible) -> None:
-        """Call `what.revert()` if the transaction is aborted."""
-        self._touched.append(what)
-
-    def took_number(self, ino: int) -> None:
-        """An inode number that is free again if the transaction is aborted."""
-        self._taken_numbers.append(ino)
-
-    def free_number(self, ino: int) -> None:
-        """An inode number that may be used again after the commit."""
-        self._freed_numbers.append(ino)
-
-    def __enter__(self) -> Transaction:
-        if self._volume.failed:
-            raise ReadOnly(f"the volume is read-only: {self._volume.failed}")
-        if self._volume.readonly:
-            raise ReadOnly("the volume is mounted read-only")
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if kind is not None:
@@ -140,19 +89,17 @@ class Transaction:
 
     def _check_freed(self) -> None:
         """Corrupt if a block is freed twice: only an image on which two files own it can ask for that."""
-        volume = self._volume
-        end = volume.data_blocks.start
-        for start, count in sorted([*self._freed, *self._freed_unsafe]):
-            if start < end or not volume.has_owner(start, count):
-                raise Corrupt(f"blocks {start}+{count} are freed, but belong to somebody else as well, or to nobody")
-            end = start + count
+        freed = sorted([*(self._freed or ()), *(self._freed_unsafe or ())])
+        wrong = self._volume.first_unowned(freed) if freed else None
+        if wrong is not None:
+            raise Corrupt(f"blocks {wrong[0]}+{wrong[1]} are freed, but belong to somebody else as well, or to nobody")
 
     def _finish(self) -> None:
         volume = self._volume
         try:
             for inode in self._inodes.values():
                 inode.committed()
-            for _, count in self._taken:
+            for _, count in self._taken or ():
                 volume.owned += count
             if self._freed:
                 self._give_up(self._freed)
@@ -172,8 +119,8 @@ class Transaction:
 
     def _abort(self) -> None:
         volume = self._volume
-        volume.alloc.give(self._taken)
-        volume.free_inodes.extend(reversed(self._taken_numbers))
+        volume.alloc.give(self._taken or [])
+        volume.free_inodes.extend(reversed(self._taken_numbers or ()))
         for what in [*self._touched, *self._inodes.values()]:
             try:
                 what.revert()

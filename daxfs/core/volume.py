@@ -17,6 +17,7 @@ import os
 from array import array
 from collections.abc import Iterable, MutableSequence
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import numpy as np
 
@@ -36,7 +37,7 @@ from daxfs.core.pins import Holder, Pin, PinTable
 from daxfs.core.pmem import Pmem
 from daxfs.core.poison import Poison
 from daxfs.core.policy import Operation, Outcome, Settings
-from daxfs.core.runs import RunSet
+from daxfs.core.runs import RunSet, first_astray
 from daxfs.core.transaction import Transaction
 from daxfs.errors import BadHandle, Corrupt, FsError, ImageError, NoSpace, ReadOnly
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Transaction", "Volume", "format_image"]
 
+_GENERATION_AT = layout.INODE.offset["generation"]  # the mode comes next
 _IDIR_LOOK = 1 << 16  # bytes of the inode directory behind its end that each mount looks at
 _LEDGER_BLOCKS_MAX = 1 << 32  # each block counted once for each pin: what mounting may have to count
 
@@ -223,6 +225,11 @@ class Volume:
                 self._inodes[ino].set_hot()
 
     def transaction(self, now: int) -> Transaction:
+        """ReadOnly if changes are refused."""
+        if self.failed:
+            raise ReadOnly(f"the volume is read-only: {self.failed}")
+        if self.readonly:
+            raise ReadOnly("the volume is mounted read-only")
         return Transaction(self, now)
 
     def check_writable(self) -> None:
@@ -270,10 +277,10 @@ class Volume:
             self._add_chunk(txn.now)
         ino = self.free_inodes.pop()
         inode = Inode(self, ino, self.inode_at(ino))
-        was = self.pmem.load(inode.at, INODE_SIZE)
-        if ino in self._inodes or any(was[20:24]):  # its mode
+        was = self.pmem.load_word(inode.at + _GENERATION_AT)  # and its mode
+        if ino in self._inodes or was >> 32:
             raise Corrupt(f"inode {ino} is in use, but was said to be free")
-        inode.generation = int.from_bytes(was[16:20], "little") % 0xFFFF_FFFF + 1
+        inode.generation = was % (1 << 32) % 0xFFFF_FFFF + 1
         inode.mode, inode.uid, inode.gid, inode.rdev, inode.parent = mode, uid, gid, rdev, parent
         inode.nlink = 2 if inode.is_dir else 1
         inode._born(txn.now)
@@ -329,10 +336,12 @@ class Volume:
         with self.transaction(now) as txn:
             txn.dirty(inode)
             mapped = inode.map
-            txn.free([(block, 1) for block in mapped.leaf_blocks()])
-            txn.free(mapped.carve(0, 1 << 52), unsafe=unsafe)
-            mapped.dropped()
-            xattr.free_all(self, txn, inode)
+            if len(mapped):
+                txn.free([(block, 1) for block in mapped.leaf_blocks()])
+                txn.free(mapped.carve(0, 1 << 52), unsafe=unsafe)
+                mapped.dropped()
+            if inode.xattr_block:
+                xattr.free_all(self, txn, inode)
             inode.dead = True
             txn.free_number(inode.ino)
 
@@ -391,10 +400,12 @@ class Volume:
         self.give(idle)
         self.busy_list.insert(pinned)
 
-    def has_owner(self, start: int, count: int) -> bool:
-        """Whether a run lies within the image, and none of it is free, busy or retired: so somebody has it."""
+    def first_unowned(self, runs: list[Run]) -> Run | None:
+        """The first of these runs, which are in order, that overlaps the one before it, leaves the data region, or has a
+        block that is free, busy or retired. None if there is none: so somebody has each."""
+        astray = first_astray(runs, self.data_blocks.start, self.blocks)
         nobodys = (self.alloc, self.busy_list.extents, self.poison.retired)
-        return count <= self.blocks - start and not any(runs.holds(start, count) for runs in nobodys)
+        return astray or next(filter(None, [nobody.first_held(runs) for nobody in nobodys]), None)
 
     def give(self, runs: list[Run]) -> None:
         """Blocks that are nobody's: free, but for poisoned ones, which are retired."""
@@ -409,6 +420,23 @@ class Volume:
         self.busy_list.unpinned(idle)
         self.give(self.busy_list.clear(limit))
         return self.pins.leaving or len(self.busy_list.due) > 0
+
+    def facts(self) -> dict[str, str | int]:
+        """What `daxfs info` says of any volume; counts are of blocks."""
+        return {
+            "uuid": str(UUID(bytes=self.uuid)),
+            "image": self.pmem.path,
+            "label": self.sb["label"].rstrip(b"\0").decode(errors="replace"),
+            "block_size": self.block_size,
+            "blocks": self.blocks,
+            "free": self.free,
+            "used": self.used,
+            "busy": self.busy,
+            "pinned": self.pinned,
+            "policy": self.policy,
+            "mounts": self.sb["mounts"],
+            "dirty_shutdowns": self.sb["dirty_shutdowns"],
+        }
 
     # -- proof --
 

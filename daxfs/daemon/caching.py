@@ -5,8 +5,9 @@ times of a file; what it does not ask for again by itself it is told here (`grow
 itself is fetched (`drop`).
 
 States of a regular file of such a mount: closed; cached (open, every handle through the cache); direct (open, no handle
-through the cache: FOPEN_DIRECT_IO). The first open decides: direct with O_DIRECT, or when a pin of a dead daemon is left
-on the file, else cached; later ones follow. So a file is never both, and has no dirty pages when it is direct.
+through the cache: FOPEN_DIRECT_IO). The first open decides: direct with abi.O_PIN, or when a pin of a dead daemon is left
+on the file, else cached; later ones follow. So a file is never both, and has no dirty pages when it is direct. (O_DIRECT
+alone is the kernel's business, as on any file system with a page cache.)
 
 A holder changes the blocks behind the kernel's back, and nobody knows when: a pinned file must have no pages.
 
@@ -22,14 +23,14 @@ Rules
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from daxfs import abi
 from daxfs.daemon import protocol, session
 from daxfs.daemon.threads import in_thread
-from daxfs.errors import BadArgument, Busy, LayoutBusy
+from daxfs.daemon.times import Times
+from daxfs.errors import BadArgument, Busy, LayoutBusy, NoSpace
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
@@ -50,23 +51,28 @@ def init_flags(dax: str) -> int:
     return flags
 
 
+def _to_pin(flags: int) -> bool:
+    return flags & abi.O_PIN == abi.O_PIN
+
+
 class Caching:
     """The open files of one mount, as far as the kernel's cache goes. `start` runs a task in the daemon's nursery."""
 
     def __init__(self, service: Service, dax: str, start: Callable[..., None]) -> None:
         self.on = dax == "never"
+        self.times = Times(service)
         self._service = service
         self._start = start
         self._cached: dict[int, list[int]] = {}  # by inode: handles through the cache, and how many of them can write
         self._filled: set[int] = set()  # direct files that have pages
         self._dropping: set[int] = set()
+        self._full: set[int] = set()  # cached files of which pages could not be written back
 
     # -- opening and closing --
 
     def await_release(self, request: Request, inode: Inode, flags: int) -> None:
-        """Who asks for a direct handle may have closed a cached one just now: LayoutBusy while that is on its way here."""
-        wanted = flags & os.O_DIRECT and inode.ino in self._cached
-        if wanted and "release" not in self._service.waiting.overdue(request):
+        """Who opens to pin may have closed a cached handle just now: LayoutBusy while that is on its way here."""
+        if _to_pin(flags) and inode.ino in self._cached and "release" not in self._service.waiting.overdue(request):
             raise LayoutBusy("release", 0, inode.ino)
 
     def admits(self, inode: Inode, flags: int) -> bool:
@@ -75,13 +81,15 @@ class Caching:
             return False
         if inode.ino in self._cached:
             return True
-        return not (inode.opens or flags & os.O_DIRECT or self._service.volume.pins.has_file(inode.ino))
+        return not (inode.opens or _to_pin(flags) or self._service.volume.pins.has_file(inode.ino))
 
     def opened(self, file: OpenFile) -> None:
         if file.cached:
             counts = self._cached.setdefault(file.inode.ino, [0, 0])
             counts[0] += 1
             counts[1] += file.writable
+        elif self.on:
+            self.times.opened(file.inode)
 
     def flags(self, file: OpenFile) -> int:
         """FOPEN_* of the reply. Pages are kept, as nobody but the kernel changes a file that is cached."""
@@ -97,8 +105,12 @@ class Caching:
             counts[1] -= file.writable
             if not counts[0]:
                 del self._cached[ino]
-        elif ino in self._filled and file.inode.opens == 1:
-            self._drop_filled(ino)
+                self._full.discard(ino)
+        elif self.on:
+            last = file.inode.opens == 1
+            if last and ino in self._filled:
+                self._drop_filled(ino)
+            self.times.closed(file.inode, last=last)
 
     # -- pages --
 
@@ -118,7 +130,7 @@ class Caching:
             return
         ino = file.inode.ino
         if file.cached:
-            raise Busy("the file is open through the page cache: close it everywhere, and open it with O_DIRECT to pin it")
+            raise Busy("the file is open through the page cache: close it everywhere, then open it with O_PIN")
         if flags & abi.FOLL_WRITE and ino in self._filled:
             self._drop_filled(ino)
             raise LayoutBusy("pages", 0, ino)
@@ -146,13 +158,23 @@ class Caching:
         """Whether the kernel may have bytes of a file that have not been written yet. (A close writes them.)"""
         return inode.ino in self._cached and self._cached[inode.ino][1] > 0
 
-    def keeps_times(self, write_flags: int) -> bool:
-        """Whether a WRITE is the kernel's writing back, which changes no time: a SETATTR brings the right ones."""
-        return self.on and bool(write_flags & protocol.WRITE_CACHE)
-
     def grown(self, inode: Inode) -> None:
         """Writing back took blocks: st_blocks is another one, which the kernel does not ask for by itself."""
-        self._service.stale(inode)
+        if self.on:
+            self._service.stale(inode)
+
+    def full(self, inode: Inode) -> None:
+        """Writing back found no space. Who writes on shall hear it from write(2), not only from fsync and close."""
+        if inode.ino in self._cached:
+            self._full.add(inode.ino)
+            self._service.stale(inode)  # so that write(2) asks for the mode first, through its handle
+
+    def before_write(self, ino: int) -> None:
+        """The kernel asks for attributes through a handle. NoSpace if that is a write(2) which nobody could write back."""
+        if ino in self._full:
+            if not self._service.volume.alloc.available:
+                raise NoSpace("the volume is full")
+            self._full.discard(ino)
 
     def check(self) -> None:
         """ValueError if a file is both, or pinned and cached, or counts are wrong."""

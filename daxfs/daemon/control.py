@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import select
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -218,20 +217,11 @@ class Control:
     def info(self) -> dict[str, Any]:
         volume = self._volume
         return {
-            "uuid": str(uuid.UUID(bytes=volume.uuid)),
-            "image": volume.pmem.path,
+            **volume.facts(),
             "image_id": list(volume.pmem.file_id),
             "mount": self.service.mountpoint,
-            "block_size": volume.block_size,
-            "blocks": volume.blocks,
-            "free": volume.free,
-            "used": volume.used,
-            "busy": volume.busy,
-            "pinned": volume.pinned,
-            "policy": volume.policy,
             "dax": "never" if self.service.caching.on else "always",
             "settings": asdict(volume.settings),
-            "dirty_shutdowns": volume.sb["dirty_shutdowns"],
             "pid": os.getpid(),
             "readonly": volume.readonly,
             "failed": volume.failed,

@@ -22,7 +22,9 @@ TMPFILE, STATX, COPY_FILE_RANGE_64 = 51, 52, 53
 
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 FATTR_ATIME, FATTR_MTIME, FATTR_ATIME_NOW, FATTR_MTIME_NOW = 1 << 4, 1 << 5, 1 << 7, 1 << 8
+GETATTR_FH = 1 << 0
 FATTR_FH, FATTR_CTIME, FATTR_KILL_SUIDGID = 1 << 6, 1 << 10, 1 << 11
+FATTR_FLUSH = FATTR_MTIME | FATTR_CTIME | FATTR_FH  # what the kernel sends of its own accord when it writes back
 POLL_SCHEDULE_NOTIFY = 1 << 0
 FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_CACHE_DIR, FOPEN_PARALLEL_DIRECT_WRITES = 1 << 0, 1 << 1, 1 << 3, 1 << 6
 OPEN_KILL_SUIDGID = 1 << 0
@@ -31,6 +33,7 @@ WRITE_CACHE, WRITE_KILL_SUIDGID = 1 << 0, 1 << 2
 SETXATTR_ACL_KILL_SGID = 1 << 0
 
 RELEASE_IN = Struct("=Q16x")  # fh
+GETATTR_IN = Struct("=I4xQ")  # getattr_flags, fh
 SETATTR_IN = Struct("=I4xQQ8xqqqIIII4xII4x")  # valid, fh, size, atime, mtime, ctime (s), the same (ns), mode, uid, gid
 OPEN_IN = Struct("=II")  # flags of open(2), open_flags
 CREATE_IN = Struct("=IIII")  # flags of open(2), mode, umask, open_flags, then the name

@@ -120,10 +120,34 @@ class RawRequests:
     # -- attributes --
 
     def getattr(self, request: Request) -> None:
-        request.reply(requests.attr_out(self._inode(request.nodeid)))
+        if protocol.GETATTR_IN.unpack_from(request.body)[0] & protocol.GETATTR_FH:
+            self.service.caching.before_write(request.nodeid)
+        inode = self._inode(request.nodeid)
+        if not self._told_first(request, inode, self.getattr):
+            request.reply(requests.attr_out(inode))
 
     def statx(self, request: Request) -> None:
-        request.reply(protocol.statx_out(self._inode(request.nodeid), self._volume.block_size))
+        inode = self._inode(request.nodeid)
+        if not self._told_first(request, inode, self.statx):
+            request.reply(protocol.statx_out(inode, self._volume.block_size))
+
+    def _told_first(self, request: Request, inode: Inode, handler: Callable[[Request], None]) -> bool:
+        """Whether the answer comes later, when the kernel has heard of the times that it will show."""
+        times = self.service.caching.times
+        if not times.behind(inode):
+            return False
+
+        async def told() -> None:
+            await times.tell(inode)
+            self._again(request, handler)
+
+        self.service.start(told)
+        return True
+
+    def _again(self, request: Request, handler: Callable[[Request], None]) -> None:
+        """Answer a request that was kept, if nobody has (the device was removed meanwhile)."""
+        if not request.answered:
+            self._translated(handler)(request)
 
     def setattr(self, request: Request) -> None:
         valid, fh, size, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns, mode, uid, gid = (
@@ -145,8 +169,12 @@ class RawRequests:
             kill_priv=bool(valid & protocol.FATTR_KILL_SUIDGID),
             breaker=self._breaker(request, fh if valid & protocol.FATTR_FH else None),
         )
-        if not new.is_empty or request.uid in (0, inode.uid):  # of nothing: the kernel did not check who asks
+        if valid == protocol.FATTR_FLUSH and self.service.caching.on:
+            attributes.times_of_writes(self._volume, inode, mtime_s * _NS + mtime_ns, ctime_s * _NS + ctime_ns)
+        elif not new.is_empty or request.uid in (0, inode.uid):  # of nothing: the kernel did not check who asks
             attributes.setattr(self._volume, at, inode, new)
+        if new.mtime is not None:
+            self.service.caching.times.set_by_kernel(inode)
         request.reply(requests.attr_out(inode))
 
     def setxattr(self, request: Request) -> None:
@@ -255,17 +283,29 @@ class RawRequests:
         _, offset, size, flags = protocol.WRITE_IN.unpack_from(request.body)
         inode = self._inode(request.nodeid)
         data = request.body[protocol.WRITE_IN.size : protocol.WRITE_IN.size + size]
-        kill_priv = bool(flags & protocol.WRITE_KILL_SUIDGID)
-        keep_times, mode = self.service.caching.keeps_times(flags), inode.mode
-        blocks = inode.map.blocks if keep_times else 0
-        written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv, keep_times=keep_times)
-        if inode.mode != mode:
-            self.service.stale(inode)
-        if keep_times and inode.map.blocks != blocks:
-            self.service.caching.grown(inode)
-        if written < size and flags & protocol.WRITE_CACHE:
-            raise NoSpace("the volume is full")  # writing back, the kernel looks at errors, but not at how much was written
+        if flags & protocol.WRITE_CACHE:
+            self._write_back(inode, offset, data)
+            written = size
+        else:
+            kill_priv = bool(flags & protocol.WRITE_KILL_SUIDGID)
+            mode = inode.mode
+            written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv)
+            if inode.mode != mode:  # as `_watched` does, which takes its time
+                self.service.stale(inode)
         request.reply(protocol.WRITE_OUT.pack(written))
+
+    def _write_back(self, inode: Inode, offset: int, data: memoryview) -> None:
+        """Dirty pages of the kernel: it looks at errors, but not at how much was written. NoSpace if not all was."""
+        caching, blocks = self.service.caching, inode.map.blocks
+        try:
+            if fileops.write(self._volume, now(), inode, offset, data, keep_times=caching.on) < len(data):
+                raise NoSpace("the volume is full")
+        except NoSpace:
+            caching.full(inode)
+            raise
+        finally:
+            if inode.map.blocks != blocks:
+                caching.grown(inode)
 
     def fallocate(self, request: Request) -> None:
         fh, offset, length, mode = protocol.FALLOCATE_IN.unpack_from(request.body)
@@ -284,8 +324,7 @@ class RawRequests:
 
     async def _seek_when_written(self, request: Request, ino: int) -> None:
         await self.service.caching.drop(ino)
-        if not request.answered:
-            self._translated(self._seek)(request)
+        self._again(request, self._seek)
 
     def _seek(self, request: Request) -> None:
         _, offset, whence = protocol.LSEEK_IN.unpack_from(request.body)

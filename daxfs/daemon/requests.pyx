@@ -472,18 +472,18 @@ def install(inode, dict names, dict opened, pin, unpin, *, uint32_t block_size, 
             uint32_t directory_flags, bint quick, bint direct):
     """What the service has. `inode`: Volume.inode. `pin(file, offset, length, flags, task)` gives a Pin, `unpin(file, id)`
     takes it back. The flags are those of the replies to OPEN and OPENDIR. Without `quick` Python answers everything. `direct`: no
-    file goes through the kernel's cache; else caching.py looks at each open."""
+    file goes through the kernel's cache; else caching.py looks at each open and stat."""
     global _inode, _names, _opened, _pin, _unpin, _block_size, _file_flags, _directory_flags
     _inode, _names, _opened, _pin, _unpin = inode, names, opened, pin, unpin
     _block_size, _file_flags, _directory_flags = block_size, file_flags, directory_flags
     remove()
     if quick:
         set_quick(FUSE_LOOKUP, _lookup)
-        set_quick(FUSE_GETATTR, _getattr)
         set_quick(FUSE_GETXATTR, _getxattr)
         set_quick(FUSE_OPENDIR, _open_any)
         set_quick(FUSE_RELEASEDIR, _release)
     if quick and direct:
+        set_quick(FUSE_GETATTR, _getattr)
         set_quick(FUSE_OPEN, _open_any)
         set_quick(FUSE_RELEASE, _release)
         set_quick(FUSE_IOCTL, _ioctl)

@@ -32,10 +32,10 @@ from daxfs.errors import BadDescriptor, BadHandle, FsError, NoMemory
 
 log = logging.getLogger("daxfs")
 
-
 RELEASE_BATCH = 64  # pins that are released between two looks at the mount
 FREE_BATCH = 64  # runs that the delayed free gives back between two looks at the mount
 INSIST_MAX = 100  # how often what must be done is tried again
+UNEXPECTED = "an unexpected failure"
 WORK_S = 0.005  # how long one handler may go on before others get their turn
 
 
@@ -282,15 +282,15 @@ class Service:
 
     def crashed(self, problem: BaseException) -> None:
         """Something failed that should not: nothing is changed any more, so that nothing gets worse."""
-        _insist(lambda: self.volume.fail(repr(problem)))
-        _insist(lambda: log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem))
-
-
-def _insist(work: Callable[[], object]) -> None:
-    """Do what must not be left undone because memory is short for a moment."""
-    for _ in range(INSIST_MAX):
-        try:
-            work()
-        except MemoryError:
-            continue
-        return
+        volume, tries = self.volume, INSIST_MAX
+        known = volume.failed
+        volume.failed = known or UNEXPECTED  # this needs no memory, should that be the problem; the rest is tried again
+        while tries:
+            tries -= 1
+            try:
+                volume.set_hot()
+                volume.failed = known or repr(problem)
+                log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem)
+                return
+            except MemoryError:
+                pass

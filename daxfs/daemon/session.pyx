@@ -13,7 +13,8 @@ itself. pyfuse3 runs its loop as always and waits for the descriptor; each time 
 
 Rules
 - Everything here runs on the trio thread, but for `Request.reply*`/`error` and the notifications.
-- A request is answered exactly once. One that is dropped, or whose callback raises, answers EIO: never is a caller left.
+- A request is answered exactly once. One that is dropped, or whose callback raises, answers EIO: never is a caller left. Nor
+  is one whom pyfuse3 forgets, as it does when an allocation of its own fails.
 - A caller or a mount that is gone is no error: the answer is lost, and counted.
 - Without memory (spare.h) a request that would make the daemon hold more is answered ENOMEM before anybody sees it. A failed
   allocation in here costs the request under way an EIO or ENOMEM, and nobody anything else.
@@ -62,13 +63,13 @@ cdef extern from "fuseio.h" nogil:
         uint32_t namelen, flags
     ctypedef struct dx_session:
         int fd
-        uint64_t init_flags
+        uint64_t passed, init_flags
         uint32_t max_write, max_background
         ssize_t (*take)(void *, size_t) noexcept
     dx_session dx
     int dx_interpose()
     void dx_saw_init(const fuse_in_header *, size_t)
-    int dx_grows(uint32_t)
+    int dx_grows(const fuse_in_header *)
     int dx_answer(uint64_t, int, iovec *, int)
     int dx_notify(int, int, iovec *, int)
 
@@ -516,6 +517,10 @@ cdef ssize_t _drain(void *buffer, size_t size) except? -1:
     cdef int64_t turn = 0
 
     _drains += 1
+    if dx.passed:  # no handler of pyfuse3 waits: it is lost
+        _unanswered, dx.passed = dx.passed, 0
+        _send_error(_unanswered, EIO)
+        log.error("pyfuse3 lost request %d; answered EIO", _unanswered)
     while left > 0:
         _unanswered = 0
         if dx_spare_gone() or _short:
@@ -541,7 +546,7 @@ cdef ssize_t _drain(void *buffer, size_t size) except? -1:
         if header.opcode == FUSE_INTERRUPT:
             _interrupt(<const fuse_interrupt_in *>(_buffer.start + HEADER))
             continue
-        if _short and dx_grows(header.opcode):
+        if _short and dx_grows(header):
             _refused += 1
             _send_error(header.unique, ENOMEM)
             continue
@@ -562,7 +567,8 @@ cdef ssize_t _drain(void *buffer, size_t size) except? -1:
             _send_error(header.unique, EIO)
             log.error("request %d (opcode %d) is too long for libfuse: %d bytes", header.unique, header.opcode, length)
             continue
-        _unanswered = 0  # pyfuse3 answers
+        _unanswered = 0
+        dx.passed = 0 if header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET else header.unique
         _passed += 1
         memcpy(buffer, _buffer.start, length)
         return n

@@ -48,11 +48,18 @@
 #define DAXFS_PIN_FLAGS 0xc0080103u
 
 /*
+ * Flags of open(2) for whoever will pin: with dax=never the file does without the page cache as long as such a descriptor is
+ * open, if it was closed before. O_NONBLOCK means nothing else to a regular file. Without dax=never it makes no difference.
+ * (For C: <fcntl.h> with _GNU_SOURCE has the two.)
+ */
+#define DAXFS_O_PIN (O_DIRECT | O_NONBLOCK)
+
+/*
  * PIN: in: offset, length (bytes, block aligned), flags. out: id, how many runs, how many blocks. PIN_RUNS has the runs.
  * Errors: EINVAL (misaligned, empty, flags), EACCES (the descriptor is not open for reading, or for a write pin not for
  * writing), ENXIO (beyond the end of file), EFAULT (read pin of a hole), EIO (poisoned blocks), ENODEV (the device is being
  * removed), EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full), EBUSY (dax=never:
- * the file is open through the page cache; open it with O_DIRECT, and close it everywhere else).
+ * the file is open through the page cache: open it with O_PIN when it is closed everywhere else).
  */
 struct daxfs_pin {
 	uint64_t offset;

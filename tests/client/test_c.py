@@ -54,7 +54,8 @@ def test_c_has_the_same_numbers(built: Callable[[Path], Path], tmp_path: Path) -
     lines = [f'printf("{name} %llu\\n", (unsigned long long)DAXFS_{name});' for name in numbers]
     lines += [f'printf("sizeof {name} %zu\\n", sizeof(struct daxfs_{name.lower()}));' for name in structures]
     source = tmp_path / "numbers.c"
-    source.write_text('#include <stdio.h>\n#include "daxfs.h"\nint main(void)\n{\n' + "\n".join(lines) + "\nreturn 0;\n}\n")
+    head = '#define _GNU_SOURCE\n#include <fcntl.h>\n#include <stdio.h>\n#include "daxfs.h"\nint main(void)\n{\n'
+    source.write_text(head + "\n".join(lines) + "\nreturn 0;\n}\n")
     said = subprocess.run([built(source)], capture_output=True, text=True, check=True).stdout.splitlines()
     wanted = [f"{name} {value}" for name, value in numbers.items()]
     wanted += [f"sizeof {name} {value.size}" for name, value in structures.items()]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -46,17 +47,18 @@ def test_four_at_once(make_mount: Maker) -> None:
 
 
 def test_with_remounts(mount: Mounted) -> None:
-    """The files are as the model has them after each of six remounts."""
+    """The files are as the model has them after each of six remounts, with the page cache and without it in turn."""
     seed = fresh_seed()
     print(f"seed {seed}")
-    exerciser = Exerciser(mount.fresh_directory(), seed, pause=mount.remount)
+    modes = cycle(("dax=never", "dax=always"))
+    exerciser = Exerciser(mount.fresh_directory(), seed, pause=lambda: mount.remount(next(modes)))
     exerciser.run(1800, pause_every=300)
     exerciser.close()
 
 
-@pytest.mark.parametrize("hotpath", ["on", "off"])
-def test_with_and_without_the_hot_path(hotpath: str, make_mount: Maker) -> None:
-    mounted = make_mount(options=f"allow_other,hotpath={hotpath}")
+@pytest.mark.parametrize("option", ["hotpath=on", "hotpath=off", "dax=never"])
+def test_with_and_without_the_hot_path_and_the_cache(option: str, make_mount: Maker) -> None:
+    mounted = make_mount(options=f"allow_other,{option}")
     exerciser = Exerciser(mounted.fresh_directory(), 77)
     exerciser.run(5000)
     exerciser.close()

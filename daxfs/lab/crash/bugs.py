@@ -54,15 +54,21 @@ def bug(shape: str, *workload: str) -> Callable[[Callable[[], list[Change]]], Ca
 
 @contextmanager
 def changed(changes: list[Change]) -> Iterator[None]:
-    """With these attributes in place of the real ones."""
-    was = [(target, name, vars(target)[name]) for target, name, _ in changes]
+    """With these attributes in place of the real ones, which may be inherited."""
+    for target, name, _ in changes:
+        if not hasattr(target, name):
+            raise KeyError(name)
+    was = [(target, name, vars(target).get(name)) for target, name, _ in changes]
     try:
         for target, name, value in changes:
             setattr(target, name, value)
         yield
     finally:
         for target, name, value in was:
-            setattr(target, name, value)
+            if value is None:
+                delattr(target, name)
+            else:
+                setattr(target, name, value)
 
 
 def _nothing(*_: object, **__: object) -> None:
