@@ -20,7 +20,7 @@ from daxfs.client import calls
 from daxfs.core.volume import Volume
 
 TINY = PinScale(extents=(1, 4, 256), blocks=256, few=3, many=40, busy=20, calls=40)
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_laid_out_image_is_sound_and_as_fragmented_as_said(tmp_path: Path) -> None:
