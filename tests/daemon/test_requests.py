@@ -20,7 +20,10 @@ from daxfs.errors import Corrupt
 
 NS = 1_000_000_000
 ATTR = struct.Struct("=QQQqqqIIIIIIIIII")
-NAMES = ["ino", "size", "blocks", "atime", "mtime", "ctime", "atimensec", "mtimensec", "ctimensec", "mode", "nlink", "uid", "gid", "rdev", "blksize", "flags"]
+NAMES = (
+    "ino", "size", "blocks", "atime", "mtime", "ctime", "atimensec", "mtimensec", "ctimensec", "mode", "nlink", "uid", "gid",
+    "rdev", "blksize", "flags",
+)  # fmt: skip
 
 
 @dataclass
@@ -45,7 +48,8 @@ class Facts:
         return {
             "ino": self.ino, "size": self.size, "blocks": self.blocks * 8, "mode": self.mode, "nlink": self.nlink,
             "uid": self.uid, "gid": self.gid, "rdev": self.rdev, "blksize": 4096, "flags": 0,
-            **{name: seconds for name, (seconds, _) in times.items()}, **{f"{name}nsec": ns for name, (_, ns) in times.items()},
+            **{name: seconds for name, (seconds, _) in times.items()},
+            **{f"{name}nsec": ns for name, (_, ns) in times.items()},
         }  # fmt: skip
 
 
@@ -163,7 +167,8 @@ def test_an_open_that_fails_leaves_nothing(opened: dict[int, dict[int, requests.
 
 
 @pytest.mark.parametrize(
-    ("mode", "access"), [(os.O_RDONLY, (True, False)), (os.O_WRONLY, (False, True)), (os.O_RDWR, (True, True)), (3, (False, False))]
+    ("mode", "access"),
+    [(os.O_RDONLY, (True, False)), (os.O_WRONLY, (False, True)), (os.O_RDWR, (True, True)), (3, (False, False))],
 )
 def test_access_modes(mode: int, access: tuple[bool, bool]) -> None:
     file = requests.OpenFile(cast(Inode, Opened()), mode | os.O_APPEND)

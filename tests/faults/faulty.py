@@ -89,7 +89,9 @@ def install() -> None:
             self._calls[number] = striking(f"ioctl:{numbers[number]}", call)
 
     Control.__init__ = init_striking  # type: ignore[method-assign]
-    owners: dict[str, Any] = {"lookup": Directory, "free_unpinned": Volume, "gone": survivors, "look": session, "text": Admin}
+    owners: dict[str, Any] = {
+        "lookup": Directory, "free_unpinned": Volume, "gone": survivors, "look": session, "text": Admin,
+    }  # fmt: skip
     for name, owner in owners.items():
         names["worker"].append(name)
         setattr(owner, name, striking(f"worker:{name}", getattr(owner, name)))
