@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 NATIVE := $(wildcard daxfs/*/*.pyx daxfs/*/*.pxd daxfs/*/*.h \
-	$(addprefix daxfs/daemon/,fuseio.c hotpath.c lostpages.c persist.c))
+	$(addprefix daxfs/daemon/,fuseio.c hotpath.c linger.c lostpages.c persist.c))
 
 # The first that is new enough; empty when none is.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \

@@ -20,13 +20,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 from typing import Any
 
-import trio
-
 from daxfs import abi
 from daxfs.core import holding, poison
 from daxfs.core.alloc import Run
 from daxfs.core.pins import Holder, Pin
-from daxfs.daemon import holders, protocol, session, survivors
+from daxfs.daemon import holders, placement, protocol, session, survivors
 from daxfs.daemon.holders import Description
 from daxfs.daemon.removal import Removal
 from daxfs.daemon.service import OpenFile, Service, Turns, now
@@ -151,7 +149,7 @@ class Admin:
                     wanted[fh] = Description(fh, pin.ino, file.flags & os.O_ACCMODE, {file.task})
             if pin.owner in wanted:
                 wanted[pin.owner].known.add(pin.holder.pid)
-        return await trio.to_thread.run_sync(
+        return await placement.in_thread(
             holders.of_descriptions, list(wanted.values()), service.device, service.mount_id
         )
 
@@ -304,7 +302,7 @@ class Admin:
     async def _gone(self, pins: list[Pin]) -> list[Pin]:
         """The survivors among these whose holders have ended."""
         volume = self._volume
-        gone = await trio.to_thread.run_sync(survivors.gone, pins, volume, self.service.device) if pins else []
+        gone = await placement.in_thread(survivors.gone, pins, volume, self.service.device) if pins else []
         self._live()
         return gone
 
@@ -336,7 +334,7 @@ class Admin:
     async def _forget_pages(self, files: Iterable[int]) -> None:
         """What the kernel has in its pages is read anew."""
         for ino in files:
-            await trio.to_thread.run_sync(session.inval_inode, ino)
+            await placement.in_thread(session.inval_inode, ino)
 
 
 def _pieces(runs: list[Run], pins: list[Pin]) -> Iterable[tuple[int, int, list[int]]]:

@@ -30,7 +30,7 @@ from daxfs.core import holding, poison
 from daxfs.core.events import Event
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.pins import State
-from daxfs.daemon import protocol, session
+from daxfs.daemon import placement, protocol, session
 from daxfs.daemon.service import OpenFile, Service, Turns, now
 from daxfs.daemon.session import Request
 from daxfs.errors import Corrupt, FsError
@@ -102,7 +102,7 @@ class Removal:
         """Nobody shall go on with pages of the kernel. This can wait for dirty ones to be written, so a thread does it."""
         for inode in self._known():
             if inode.opens and inode.is_file:
-                await trio.to_thread.run_sync(session.inval_inode, inode.ino)
+                await placement.in_thread(session.inval_inode, inode.ino)
 
     def _known(self) -> list[Inode]:
         return self._volume.in_memory()

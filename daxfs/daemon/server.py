@@ -40,7 +40,7 @@ from daxfs.core.format import format_image
 from daxfs.core.layout import BLOCK_SIZE
 from daxfs.core.pmem import Pmem
 from daxfs.core.volume import Volume
-from daxfs.daemon import mountpoint, session, survivors
+from daxfs.daemon import mountpoint, placement, serving, session, survivors
 from daxfs.daemon.operations import Operations
 from daxfs.daemon.options import MountOptions
 from daxfs.daemon.raw import RawRequests
@@ -125,6 +125,8 @@ class Mounting:
             service = Service(volume, self.place)
             removal = self._mount(service)
             _calm_gc()
+            if self.options.cpu is not None:
+                placement.pin(self.options.cpu)
             try:
                 trio.run(self._run, service, removal, ready)
             finally:
@@ -174,6 +176,7 @@ class Mounting:
             init_flags=session.INIT_DEFAULT & ~session.INIT_ATOMIC_O_TRUNC | session.INIT_EXPORT_SUPPORT,
             hotpath=self.options.hotpath,
             atime=not self.options.readonly,
+            spin_us=self.options.spin_us,
             on_crash=service.crashed,
             on_lost=requests.removal.lost,
         )
@@ -191,6 +194,7 @@ class Mounting:
             service.start(survivors.reap_worker, service)
             service.start(removal.watch)
             nursery.start_soon(self._announce, service, ready)
+            nursery.start_soon(serving.serve)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 
@@ -198,7 +202,7 @@ class Mounting:
         """Ask the mount something, as anybody would; then it is known to be served."""
         try:
             with trio.fail_after(SERVED_S_MAX):
-                await trio.to_thread.run_sync(os.statvfs, self.place, abandon_on_cancel=True)
+                await placement.in_thread(os.statvfs, self.place, abandon_on_cancel=True)
         except (OSError, trio.TooSlowError) as e:
             self._problem = FsError(f"{self.place} is mounted but does not answer ({e!r}); see the log")
         mounted = mountpoint.top(self.place)
@@ -223,11 +227,11 @@ class Mounting:
     async def _unmount(self) -> None:
         try:
             try:
-                await trio.to_thread.run_sync(mountpoint.unmount, self.place, abandon_on_cancel=True)
+                await placement.in_thread(mountpoint.unmount, self.place, abandon_on_cancel=True)
             except Busy:
                 log.warning("%s is in use: it is detached, and served until its last user lets go", self.place)
                 detach = functools.partial(mountpoint.unmount, self.place, lazy=True)
-                await trio.to_thread.run_sync(detach, abandon_on_cancel=True)
+                await placement.in_thread(detach, abandon_on_cancel=True)
         except FsError as e:
             log.error("%s; ending without it", e.why)
             pyfuse3.terminate()

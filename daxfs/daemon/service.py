@@ -25,7 +25,7 @@ from daxfs.core.inode import Inode
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Volume
-from daxfs.daemon import session
+from daxfs.daemon import placement, session
 from daxfs.daemon.waiting import Waiting
 from daxfs.errors import BadDescriptor, BadHandle, FsError
 
@@ -255,7 +255,7 @@ class Service:
     def stale_data(self, inode: Inode) -> None:
         """So have the bytes: mappings shall see them soon. This can wait for dirty pages, so a thread does it."""
         self.stale(inode)
-        self.start(trio.to_thread.run_sync, session.inval_inode, inode.ino)
+        self.start(placement.in_thread, session.inval_inode, inode.ino)
 
     def wake_pollers(self, fh: int) -> None:
         for kh in self.pollers.pop(fh, ()):

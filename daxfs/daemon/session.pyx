@@ -2,24 +2,26 @@
 """The native session: between the kernel and pyfuse3, it sees every FUSE request first.
 
 Owns the FUSE descriptor's reading side (fuseio.c), the file handles (hotpath.c), and the requests that Python answers
-itself. pyfuse3 runs its loop as always and waits for the descriptor; each time it asks libfuse for a request, libfuse asks
-`_take`, which answers requests until one is libfuse's, none is left, or it is trio's turn:
+itself. A task (serving.py) waits for the descriptor and calls `drain`, which answers requests until none is left and waiting
+a little for more does not pay (linger.c), or it is trio's turn:
 
     READ or WRITE on a hot handle   answered in C from the mapping (hotpath.c)
     an opcode with a callback       `callback(Request)`
     INTERRUPT                       `on_interrupt` of the request it names
-    anything else                   handed to libfuse, and so to pyfuse3
+    anything else                   left to libfuse, and so to pyfuse3, whose own loop waits for it
 
 Rules
 - Everything here runs on the trio thread, but for `Request.reply*`/`error` and the notifications.
 - A request is answered exactly once. One that is dropped, or whose callback raises, answers EIO: never is a caller left.
 - A caller or a mount that is gone is no error: the answer is lost, and counted.
+- No stream of requests keeps the thread from trio for more than 2 ms and the last request, and no waiting does while trio has
+  something to do: a task that could run (`Runnable`), a deadline, an event.
+- Without memory for a request the answer is ENOMEM, from C; the next one is tried again.
 - The module must be loaded before pyfuse3 (importing `daxfs.daemon` does it); the import fails otherwise.
 
 States of a Request: new (in its callback), kept (unanswered behind it, listed by waiting()), answered.
 
-Not here: the protocol's records (protocol.py), what any request means (operations.py), waiting for the CPU instead of for
-the descriptor (spinning).
+Not here: the protocol's records (protocol.py), what any request means (raw.py, operations.py).
 """
 
 import logging
@@ -29,11 +31,10 @@ from cpython.buffer cimport (
     Py_buffer, PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EINTR, EIO, ENODEV, ENOENT, errno
+from libc.errno cimport EAGAIN, EINTR, EIO, ENODEV, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close, dup, read
 
 cdef extern from "<stdlib.h>" nogil:
@@ -70,10 +71,11 @@ cdef extern from "fuseio.h" nogil:
         int fd
         uint64_t init_flags
         uint32_t max_write, max_background
-        ssize_t (*take)(void *, size_t) noexcept
     dx_session dx
     int dx_interpose()
-    void dx_saw_init(const fuse_in_header *, size_t)
+    int dx_pass(const fuse_in_header *, size_t)
+    int dx_passing()
+    void dx_end()
     int dx_answer(uint64_t, int, iovec *, int)
     int dx_notify(int, int, iovec *, int)
 
@@ -89,6 +91,19 @@ cdef extern from "hotpath.h" nogil:
     uint64_t dx_attach(const dx_map *, unsigned)
     int dx_detach(uint64_t)
     int dx_try_hot(const fuse_in_header *, size_t)
+
+cdef extern from "linger.h" nogil:
+    ctypedef struct dx_linger_state:
+        int64_t spin_ns, spun_ns
+        uint64_t spins, spin_hits, naps, nap_hits
+    dx_linger_state dx_linger
+    ctypedef struct dx_turn:
+        int64_t now, end
+    int64_t dx_clock()
+    void dx_begin(dx_turn *turn, int others, int64_t patience_ns)
+    ssize_t dx_wait(int fd, void *buffer, size_t size, dx_turn *turn)
+    void dx_dry()
+    void dx_came()
 
 cdef extern from "lostpages.h" nogil:
     enum:
@@ -126,6 +141,9 @@ INIT_DEFAULT = (
     | INIT_HANDLE_KILLPRIV_V2 | INIT_SETXATTR_EXT | INIT_EXT | INIT_DIRECT_IO_ALLOW_MMAP
 )
 
+SPIN_US = 100
+SPIN_US_MAX = 1000
+
 log = logging.getLogger(__name__)
 
 cdef enum:
@@ -133,7 +151,7 @@ cdef enum:
     HEADER = 40  # bytes of fuse_in_header
     COPY_MAX = 16384  # bytes of a request that are copied for Python; more is lent
     PIECES_MAX = 1000  # the kernel takes 1024
-    TURN_NS = 5_000_000  # after so long in callbacks it is trio's turn
+    HOT_BATCH = 16  # hot requests between two looks at the clock
 
 cdef list _callbacks = [None] * OPCODES
 cdef dict _kept = {}  # unique -> address of a Request, which removes itself
@@ -141,8 +159,9 @@ cdef dict _keepers = {}  # fh -> what its owner wants held
 cdef object _on_crash = None
 cdef object _on_lost = None
 cdef _Buffer _buffer = None  # where the next request is read into
-cdef int _drain_max = 64
-cdef uint64_t _raw = 0, _passed = 0, _interrupts = 0, _drains = 0, _lost = 0
+cdef _Buffer _reserve = None  # stands in for it when there is no memory for a new one; never lent
+cdef int _runnable = 0  # trio's tasks that wait for their turn
+cdef uint64_t _raw = 0, _passed = 0, _interrupts = 0, _drains = 0, _lost = 0, _no_memory = 0
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -308,7 +327,7 @@ cdef Request _new_request(const fuse_in_header *header, size_t length):
     request.uid = header.uid
     request.gid = header.gid
     request.pid = header.pid
-    if length <= COPY_MAX:
+    if length <= COPY_MAX or _buffer is _reserve:
         request.body = memoryview(PyBytes_FromStringAndSize(<const char *>header + HEADER, <Py_ssize_t>length - HEADER))
     else:
         request.body = memoryview(_buffer)[HEADER:length]
@@ -316,9 +335,21 @@ cdef Request _new_request(const fuse_in_header *header, size_t length):
     return request
 
 
+cdef void _without_memory(const fuse_in_header *header) noexcept:
+    """No request could be made of it, or left to libfuse."""
+    global _no_memory
+    _no_memory += 1
+    if header.opcode != FUSE_FORGET and header.opcode != FUSE_BATCH_FORGET:
+        _send_error(header.unique, ENOMEM)
+
+
 cdef _dispatch(const fuse_in_header *header, size_t length):
-    global _buffer
-    cdef Request request = _new_request(header, length)
+    cdef Request request
+    try:
+        request = _new_request(header, length)
+    except MemoryError:
+        _without_memory(header)
+        return
     try:
         _callbacks[header.opcode](request)
     except BaseException as exc:
@@ -327,7 +358,7 @@ cdef _dispatch(const fuse_in_header *header, size_t length):
         _kept[request.unique] = <uintptr_t><void *>request
     request = None
     if _buffer.exports:
-        _buffer = _new_buffer()
+        _renew_buffer()
 
 
 cdef _interrupt(const fuse_interrupt_in *arg):
@@ -390,67 +421,106 @@ cdef _Buffer _new_buffer():
     return _Buffer(dx.max_write + 4096)
 
 
-cdef int64_t _clock() noexcept:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
-
-
-cdef ssize_t _take(void *buffer, size_t size) noexcept with gil:
-    """What libfuse calls for its next request; -EINTR makes pyfuse3 wait for the descriptor again."""
+cdef void _renew_buffer() noexcept:
+    """The buffer is lent, or was not to be had last time."""
+    global _buffer
+    _buffer = _reserve
     try:
-        return _drain(buffer, size)
-    except BaseException as exc:
-        log.critical("the session failed", exc_info=exc)
-        return -EINTR
+        _buffer = _new_buffer()
+    except MemoryError:
+        pass
 
 
-cdef ssize_t _drain(void *buffer, size_t size) except? -1:
-    global _raw, _passed, _drains
-    cdef const fuse_in_header *header
-    cdef ssize_t n
-    cdef size_t length
-    cdef int left = _drain_max
-    cdef int64_t turn = 0
+cdef class Runnable:
+    """A trio instrument: counts the tasks that could run."""
 
+    def task_scheduled(self, task):
+        global _runnable
+        _runnable += 1
+
+    def before_task_step(self, task):
+        global _runnable
+        if _runnable:  # it may have been scheduled before this was installed
+            _runnable -= 1
+
+
+def drain(int others=-1, double patience_s=0):
+    global _drains
+    cdef dx_turn turn
     _drains += 1
-    while left > 0:
+    if _buffer is _reserve:
+        _renew_buffer()
+    dx_begin(&turn, others, <int64_t>(1e9 * min(max(patience_s, 0), 1)))
+    try:
+        return _drain(&turn)
+    except BaseException as exc:  # each round has taken a request, so this does not go on for ever
+        try:
+            log.critical("the session failed", exc_info=exc)
+        except BaseException:
+            pass
+        return True
+
+
+cdef bint _drain(dx_turn *turn) except -1:
+    cdef bint first = True
+    cdef int hot = 0
+    cdef ssize_t n
+    while turn.now < turn.end:
         if dx_lost.fresh:
             _tell_lost()
-        header = <const fuse_in_header *>_buffer.start
-        n = read(dx.fd, _buffer.start, _buffer.size)
+        n = _next(first, turn)
+        if n == -EAGAIN:
+            break
+        first = False
+        if n == -ENOENT or n == -EINTR:  # the caller was killed before we got its request
+            continue
         if n < 0:
-            if errno == ENOENT:  # the caller was killed before we got its request
+            dx_end()
+            if n != -ENODEV:
+                log.critical("requests cannot be read any more (errno %d)", -n)
+            return False
+        if _answer(<const fuse_in_header *>_buffer.start, <size_t>n):
+            hot += 1
+            if hot % HOT_BATCH:
                 continue
-            return -EINTR if errno == EAGAIN else -errno
-        left -= 1
-        length = <size_t>n
-        if length < HEADER:
-            log.error("a request of %d bytes; ignored", length)
-            continue
-        if (header.opcode == FUSE_READ or header.opcode == FUSE_WRITE) and dx_try_hot(header, length):
-            continue
-        if header.opcode == FUSE_INTERRUPT:
-            _interrupt(<const fuse_interrupt_in *>(_buffer.start + HEADER))
-            continue
-        if header.opcode < OPCODES and _callbacks[header.opcode] is not None:
-            _raw += 1
-            if turn == 0:
-                turn = _clock() + TURN_NS
-            _dispatch(header, length)
-            if _clock() > turn:
-                break
-            continue
-        if header.opcode == FUSE_INIT:
-            dx_saw_init(header, length)
-        if length > size:
-            log.error("request %d (opcode %d) is too long for libfuse: %d bytes", header.unique, header.opcode, length)
-            _send_error(header.unique, EIO)
-            continue
+        turn.now = dx_clock()
+    return True
+
+
+cdef ssize_t _next(bint first, dx_turn *turn) noexcept:
+    """Read the next request, also one that comes a little later. Bytes or -errno, -EAGAIN: it is trio's turn."""
+    cdef ssize_t n = read(dx.fd, _buffer.start, _buffer.size)
+    if n >= 0:
+        if first:
+            dx_came()
+    elif errno != EAGAIN:
+        n = -errno
+    elif _runnable or dx_passing():
+        dx_dry()
+        n = -EAGAIN
+    else:
+        with nogil:
+            n = dx_wait(dx.fd, _buffer.start, _buffer.size, turn)
+    return n
+
+
+cdef bint _answer(const fuse_in_header *header, size_t length) except -1:
+    """Whether it was hot."""
+    global _raw, _passed
+    if length < HEADER:
+        log.error("a request of %d bytes; ignored", length)
+    elif (header.opcode == FUSE_READ or header.opcode == FUSE_WRITE) and dx_try_hot(header, length):
+        return True
+    elif header.opcode == FUSE_INTERRUPT:
+        _interrupt(<const fuse_interrupt_in *>(_buffer.start + HEADER))
+    elif header.opcode < OPCODES and _callbacks[header.opcode] is not None:
+        _raw += 1
+        _dispatch(header, length)
+    elif dx_pass(header, length):
+        _without_memory(header)
+    else:
         _passed += 1
-        memcpy(buffer, _buffer.start, length)
-        return n
-    return -EINTR
+    return False
 
 
 # -- what the daemon calls --------------------------------------------------------------------------------------------
@@ -462,15 +532,15 @@ def register(int opcode, callback):
     _callbacks[opcode] = callback
 
 
-def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, hotpath=True, atime=True, drain_max=64,
+def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, hotpath=True, atime=True, spin_us=SPIN_US,
               on_crash=None, on_lost=None):
-    global _on_crash, _on_lost, _buffer, _drain_max
+    global _on_crash, _on_lost, _buffer, _reserve
     if not 4096 <= max_write <= 1 << 20 or max_write % 4096:
         raise ValueError(f"max_write {max_write}: must be a multiple of 4096, up to 1 MiB")
     if not 1 <= max_background <= 65535:
         raise ValueError(f"max_background {max_background}: must be from 1 to 65535")
-    if drain_max < 1:
-        raise ValueError(f"drain_max {drain_max}: must be at least 1")
+    if not 0 <= spin_us <= SPIN_US_MAX:
+        raise ValueError(f"spin_us {spin_us}: must be from 0 to {SPIN_US_MAX}")
     if dx.fd >= 0:
         raise RuntimeError("configure() must come before the mount")
     if _callbacks[FUSE_SETXATTR] is None:
@@ -480,10 +550,11 @@ def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, 
     dx.max_background = max_background
     dx_hot.enabled = hotpath
     dx_hot.atime = atime
-    _drain_max = drain_max
+    dx_linger.spin_ns = <int64_t>spin_us * 1000
     _on_crash = on_crash
     _on_lost = on_lost
     _buffer = _new_buffer()
+    _reserve = _new_buffer()
 
 
 def attach(uintptr_t map_pointer=0, *, bint readable=True, bint writable=False, keep=None):
@@ -508,6 +579,12 @@ def mounted():
     return dx.fd >= 0
 
 
+def fileno():
+    if dx.fd < 0:
+        raise ValueError("nothing is mounted")
+    return dx.fd
+
+
 def waiting():
     return [<Request><void *><uintptr_t>address for address in _kept.values()]
 
@@ -522,7 +599,13 @@ def counters():
         "passed": _passed,
         "interrupts": _interrupts,
         "drains": _drains,
+        "spins": dx_linger.spins,
+        "spin_hits": dx_linger.spin_hits,
+        "spin_us": dx_linger.spun_ns // 1000,
+        "naps": dx_linger.naps,
+        "nap_hits": dx_linger.nap_hits,
         "lost": _lost,
+        "no_memory": _no_memory,
     }
 
 
@@ -582,5 +665,4 @@ if "pyfuse3" in sys.modules:
     raise ImportError("import daxfs.daemon before pyfuse3: the session must come before libfuse")
 if dx_interpose():
     raise ImportError("cannot place the session before libfuse: the dynamic linker refused")
-dx.take = _take
 configure()

@@ -22,7 +22,7 @@ import trio
 from daxfs.core import holding
 from daxfs.core.pins import Pin
 from daxfs.core.volume import Volume
-from daxfs.daemon import holders, mountpoint
+from daxfs.daemon import holders, mountpoint, placement
 from daxfs.daemon.service import Service
 
 log = logging.getLogger("daxfs")
@@ -39,7 +39,7 @@ async def reap_worker(service: Service) -> None:
         await service.served.wait()
         log.info("%d pins of an earlier daemon are kept until their holders are gone", len(left))
     while left := volume.pins.survivors():
-        ended = await trio.to_thread.run_sync(gone, left, volume, service.device)
+        ended = await placement.in_thread(gone, left, volume, service.device)
         if service.gone:
             return
         for pin in filter(volume.pins.has, ended):
