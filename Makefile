@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 NATIVE := $(wildcard daxfs/*/*.pyx daxfs/*/*.pxd daxfs/*/*.h \
-	$(addprefix daxfs/daemon/,fuseio.c hotpath.c linger.c lostpages.c persist.c))
+	$(addprefix daxfs/daemon/,fuseio.c hotpath.c linger.c lostpages.c persist.c spare.c))
 
 # The first that is new enough; empty when none is.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -45,7 +45,7 @@ fuzz: system-test $(VENV)/installed-fuzz
 	$(BIN)/python -m tools.fuzz_coverage --seconds $(FUZZ_S) --corpus build/fuzz/corpus --keep build/fuzz/harm
 
 bench: system-test $(VENV)/installed-dev
-	$(BIN)/python -m tools.bench
+	$(BIN)/daxfs bench
 
 soak: $(VENV)/installed
 	$(BIN)/daxfs lab crash --images 1000000

@@ -35,7 +35,8 @@ PIN_FLAGS = FOLL_WRITE | FOLL_GET | FOLL_LONGTERM | FOLL_PIN | PIN_NOWAIT | PIN_
 # PIN: in: offset, length (bytes, block aligned), flags. out: id, how many runs, how many blocks. PIN_RUNS has the runs.
 # Errors: EINVAL (misaligned, empty, flags), EACCES (the descriptor is not open for reading, or for a write pin not for
 # writing), ENXIO (beyond the end of file), EFAULT (read pin of a hole), EIO (poisoned blocks), ENODEV (the device is being
-# removed), EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full).
+# removed), EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full), EBUSY (dax=never:
+# the file is open through the page cache; open it with O_DIRECT, and close it everywhere else).
 PIN = struct.Struct("<QQIIQQQ")  # offset, length, flags, zero, id, runs, blocks
 IOC_PIN = _iowr(1, PIN.size)
 
@@ -98,7 +99,7 @@ ADMIN_CLEAR_POISON = 5  # likewise
 ADMIN_FORCE = 1
 
 # CHANGE: a layout change that does not wait. in: offset (TRUNCATE: the size), length, op, flags. Errors: as truncate(2) and
-# fallocate(2), and EAGAIN with CHANGE_NOWAIT where those would wait.
+# fallocate(2), EAGAIN with CHANGE_NOWAIT where those would wait, and EOPNOTSUPP with dax=never.
 CHANGE = struct.Struct("<QQII")  # offset, length, op, flags
 IOC_CHANGE = _iowr(10, CHANGE.size)
 CHANGE_TRUNCATE, CHANGE_PUNCH = 1, 2

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from daxfs import abi
+from daxfs.bench import pins
+from daxfs.bench.bed import Bed, Fragmented
+from daxfs.bench.pins import Cell, PinRow, PinRows, PinScale
+from daxfs.bench.result import Result
 from daxfs.client import calls
 from daxfs.core.volume import Volume
-from tools.bench import pins
-from tools.bench.bed import Bed, Fragmented
-from tools.bench.pins import Cell, PinRow, PinRows, PinScale
-from tools.bench.report import Report
 
 TINY = PinScale(extents=(1, 4, 256), blocks=256, few=3, many=40, busy=20, calls=40)
 ROOT = Path(__file__).parents[1]
@@ -56,8 +56,7 @@ def test_every_row_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None
         assert row.seconds > 0, row.name
         assert (row.ratio is not None) == bool(row.beside), row.name
     assert not [mount for mount in Path("/proc/mounts").read_text().splitlines() if str(tmp_path) in mount]
-    report = Report([], [], {}, pins=rows.rows)
-    json.dumps(report.as_dict())
+    json.dumps(Result("daxfs", ["daxfs"], [], pins=rows.rows).as_dict())
 
 
 @pytest.mark.mount
@@ -103,10 +102,9 @@ def test_goals_follow_from_the_rounds() -> None:
 
 
 @pytest.mark.mount
-def test_the_command_prints_the_rows(tmp_path: Path) -> None:
-    file = tmp_path / "out.json"
-    command = [sys.executable, "-m", "tools.bench", "--quick", "--rounds", "1", "--only", "load 4k", "--peers", "daxfs"]
-    done = subprocess.run([*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_the_command_measures_a_row(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "daxfs.cli", "bench", "--quick", "--rounds", "1", "--only", "load 4k"]
+    command += ["--peers", "daxfs", "--json", "--history", str(tmp_path / "history")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "load 4k" in done.stdout
-    assert [row["name"] for row in json.loads(file.read_text())["pins"]] == ["load 4k"]
+    assert [row["name"] for row in json.loads(done.stdout)["pins"]] == ["load 4k"]

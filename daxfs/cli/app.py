@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from daxfs import __version__
-from daxfs.cli import device, helper, lab, mounting, pins, policy, scenario, volumes
+from daxfs.cli import bench, device, helper, lab, mounting, pins, policy, scenario, volumes
 from daxfs.cli.output import Failure, say
 from daxfs.errors import FsError
 
@@ -34,6 +34,7 @@ _EXAMPLES = {
     "scenario run": "daxfs scenario run corruption-2017 --policy unsafe",
     "scenario storm": "daxfs scenario storm --steps 1000000 --policy wait",
     "lab crash": "daxfs lab crash --seconds 600 --domain eadr",
+    "bench": "daxfs bench --quick --only data --peers daxfs,minimal_ll --plot bench.svg",
 }
 _COMMANDS: dict[str, Callable[..., object]] = {
     "mkfs": volumes.mkfs,
@@ -54,6 +55,7 @@ _COMMANDS: dict[str, Callable[..., object]] = {
     "scenario run": scenario.run,
     "scenario storm": scenario.storm,
     "lab crash": lab.crash,
+    "bench": bench.bench,
 }
 _GROUPS = {
     "device": "The device under a mount: its state, taking it away, errors of its medium.",

@@ -46,6 +46,7 @@ _PIN = {
     errno.EAGAIN: "a layout change waits for this range: a new pin waits behind it",
     errno.EPERM: "a long-term pin needs a layout lease on its range first (longterm=lease)",
     errno.ENODEV: "the device is being removed, or gone: no new pins",
+    errno.EBUSY: "the file is open through the page cache (dax=never): open it with O_DIRECT, and close it everywhere else",
     errno.EIO: "the range has poisoned blocks: write them anew, or punch them out (see daxfs device status)",
 }
 _UNPIN = {errno.ENOENT: "no such pin on this descriptor: it was released before"}
@@ -60,6 +61,7 @@ _CHANGE = {
     errno.EBADF: "the descriptor is not open for writing",
     errno.ETXTBSY: "the range is pinned, and the policy is to fail, or the holders did not let go in time",
     errno.EDEADLK: "the pins in the way are this descriptor's own: unpin first",
+    errno.EOPNOTSUPP: "with dax=never the kernel owns size and pages: use truncate(2) and fallocate(2)",
     errno.EBUSY: "the range was still pinned after the time limit of the mount (wait_s)",
 }
 _ADMIN = {

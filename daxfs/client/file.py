@@ -53,7 +53,7 @@ def open(path: Path, mode: str = "r") -> File:
             os.close(os.open(path, flags | os.O_CLOEXEC, 0o666))
         except OSError as problem:
             raise PinError(problem.errno, problem.strerror, os.fsdecode(path)) from None
-    file = File(open_descriptor(path, flags), os.fsdecode(path))
+    file = File(open_descriptor(path, flags, to_pin=True), os.fsdecode(path))
     try:
         file.info()
     except BaseException:
@@ -144,7 +144,8 @@ class File:
         write: the device writes the blocks (needs "r+"; holes get blocks). longterm: FOLL_LONGTERM. wait: behind a layout
         change that waits for the range; else EAGAIN. flags: FOLL_* bits in place of all three. PinError: EINVAL (alignment,
         flags), EACCES (write pin, file open for reading), ENXIO (beyond the end), EFAULT (read pin of a hole), ENOMEM
-        (limit), ENOSPC (full), EOPNOTSUPP (long-term pins are denied), EPERM (they need a lease).
+        (limit), ENOSPC (full), EOPNOTSUPP (long-term pins are denied), EPERM (they need a lease), EBUSY (dax=never: the file
+        is open through the page cache, by this `File` if it was made of a descriptor without O_DIRECT, or elsewhere).
         """
         if flags is None:
             flags = abi.FOLL_PIN | (abi.FOLL_WRITE if write else 0) | (abi.FOLL_LONGTERM if longterm else 0)
@@ -215,7 +216,7 @@ class File:
 
     def truncate(self, size: int, *, wait: bool = True) -> None:
         """truncate(2) of this descriptor. Without `wait`: EAGAIN, and nothing has changed, where it would wait for pins.
-        PinError: EBADF, and by the policy ETXTBSY, EDEADLK (own pins), EBUSY."""
+        PinError: EBADF, EOPNOTSUPP (dax=never), and by the policy ETXTBSY, EDEADLK (own pins), EBUSY."""
         with self._named():
             calls.change(self.fileno(), size, 0, abi.CHANGE_TRUNCATE, wait=wait)
 

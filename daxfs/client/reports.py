@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from typing import Any
 
 from daxfs import abi
@@ -18,12 +19,16 @@ from daxfs.client.calls import PinError
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
-def open_descriptor(path: Path, flags: int) -> int:
-    """Open a file or directory (never a fifo or a device: opening those has effects). PinError with the path in it."""
+def open_descriptor(path: Path, flags: int, *, to_pin: bool = False) -> int:
+    """Open a file or directory (never a fifo or a device: opening those has effects). PinError with the path in it.
+    `to_pin`: past the page cache, if the mount has one (dax=never)."""
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise PinError(errno.EINVAL, "neither a regular file nor a directory", os.fsdecode(path))
+        if to_pin and stat.S_ISREG(mode):
+            with suppress(OSError):  # not here: without it the error is the right one
+                return os.open(path, flags | os.O_CLOEXEC | os.O_DIRECT)
         return os.open(path, flags | os.O_CLOEXEC)
     except PinError:
         raise

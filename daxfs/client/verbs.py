@@ -290,7 +290,7 @@ def _descriptor(file: Path | File | int, *, writable: bool) -> int:
         return os.dup(file.fileno())
     if isinstance(file, int):
         return os.dup(file)
-    return open_descriptor(file, os.O_RDWR if writable else os.O_RDONLY)
+    return open_descriptor(file, os.O_RDWR if writable else os.O_RDONLY, to_pin=True)
 
 
 @dataclass(frozen=True, slots=True)

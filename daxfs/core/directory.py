@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from crc32c import crc32c
 
 from daxfs.core.layout import CHUNK_INODES, DIRBLOCK, DIRBLOCK_MAGIC, DIRENT, DIRENT_ALIGN, NAME_MAX, seal, verify
+from daxfs.core.records import pack_entry
 from daxfs.errors import Corrupt, Exists, NameTooLong, NoEntry
 
 if TYPE_CHECKING:
@@ -48,17 +49,10 @@ def granules(name: bytes) -> int:
     return (DIRENT.size + len(name) + DIRENT_ALIGN - 1) // DIRENT_ALIGN
 
 
-def pack_record(ino: int, length: int, dtype: int, name: bytes) -> bytes:
-    """An entry (or, with ino 0, a free slot) of `length` granules, without its padding."""
-    record = DIRENT.struct.pack(ino, 0, length, len(name), dtype) + name
-    head, tail = record[:8], record[12:]
-    return head + crc32c(tail, crc32c(head)).to_bytes(4, "little") + tail
-
-
 def pack_block(address: int, ino: int, index: int, block_size: int) -> bytes:
     """A directory block that is one free slot."""
     header = seal(DIRBLOCK.pack(magic=DIRBLOCK_MAGIC, crc=0, address=address, ino=ino, index=index))
-    slot = pack_record(0, block_size // DIRENT_ALIGN - _FIRST, 0, b"")
+    slot = pack_entry(0, block_size // DIRENT_ALIGN - _FIRST, 0, b"")
     return (header + slot).ljust(block_size, b"\0")
 
 
@@ -176,12 +170,10 @@ class Directory:
         slot = self._slots.take(need) or self._grow(txn)
         txn.touch(self)
         start, length = slot
-        data = pack_record(ino, need, dtype, name)
         if length > need:
             self._slots.put(start + need, length - need)
-            data = data.ljust(need * DIRENT_ALIGN, b"\0") + pack_record(0, length - need, 0, b"")
         position = start * DIRENT_ALIGN
-        txn.write(self._address(position), data)
+        txn.write(self._address(position), pack_entry(ino, need, dtype, name, length - need))
         names[name] = ino << _INO_SHIFT | position | dtype
 
     def remove(self, txn: Transaction, name: bytes) -> None:
@@ -190,7 +182,7 @@ class Directory:
             raise NoEntry
         txn.touch(self)
         start, length = self._slots.add((names.pop(name) & _POSITION) // DIRENT_ALIGN, granules(name))
-        txn.write(self._address(start * DIRENT_ALIGN), pack_record(0, length, 0, b""))
+        txn.write(self._address(start * DIRENT_ALIGN), pack_entry(0, length, 0, b""))
 
     def replace(self, txn: Transaction, name: bytes, ino: int, dtype: int) -> None:
         """The same name for another inode, in place."""
@@ -199,7 +191,7 @@ class Directory:
             raise NoEntry
         txn.touch(self)
         position = names[name] & _POSITION
-        txn.write(self._address(position), pack_record(ino, granules(name), dtype, name))
+        txn.write(self._address(position), pack_entry(ino, granules(name), dtype, name))
         names[name] = ino << _INO_SHIFT | position | dtype
 
     def entries(self, position: int = 0) -> Iterator[tuple[bytes, int, int, int]]:

@@ -26,7 +26,6 @@ typedef struct {
     uint32_t n, cap;
     uint64_t block; /* where the leaf is on media, 0: nowhere yet, or inline in the inode */
     uint64_t next;  /* the `next` field that it has on media */
-    uint64_t most;  /* of a RunSet: no extent here is longer */
     uint32_t dirty; /* changed since it was stored */
     uint32_t pad;
 } dx_leaf;

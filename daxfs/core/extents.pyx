@@ -208,8 +208,6 @@ cdef class ExtentMap(RunMap):
                 if e.physical < first or e.physical >= limit or limit - e.physical < e.count:
                     raise ValueError(f"extent {i} lies outside the image")
                 last = e.logical + e.count
-                if e.count > leaf.most:
-                    leaf.most = e.count
         except ValueError:
             free(leaf.e)
             self.m.nleaves -= 1

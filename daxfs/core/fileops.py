@@ -48,8 +48,10 @@ def read(vol: Volume, inode: Inode, offset: int, length: int) -> bytes:
     return bytes(out)
 
 
-def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memoryview, *, kill_priv: bool = False) -> int:
-    """Write at `offset`; the bytes written, fewer only when the volume is full. TooBig, NoSpace."""
+def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memoryview, *, kill_priv: bool = False,
+          keep_times: bool = False) -> int:  # fmt: skip
+    """Write at `offset`; the bytes written, fewer only when the volume is full. `keep_times`: the caller sees to them.
+    TooBig, NoSpace."""
     from daxfs.core import attributes
 
     _must_be_file(inode)
@@ -66,7 +68,10 @@ def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memory
     if end <= inode.size and not privileged and inode.map.written(first, count):
         _clear_poison(vol, inode, offset, end)
         _store(vol, inode, offset, data)
-        inode.touch_in_place(mtime=now, ctime=now)  # with a fence, for the data as well
+        if keep_times:
+            vol.pmem.fence()
+        else:
+            inode.touch_in_place(mtime=now, ctime=now)  # with a fence, for the data as well
         return len(data)
     with vol.transaction(now) as txn:
         gaps = inode.map.gaps(first, count)
@@ -81,7 +86,8 @@ def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memory
         _store(vol, inode, offset, data)
         inode.map.convert(first, count, False)
         inode.size = max(inode.size, end)
-        inode.mtime = inode.ctime = now
+        if not keep_times:
+            inode.mtime = inode.ctime = now
         if privileged:
             attributes.drop_privileges(vol, txn, inode, kill_priv)
         txn.dirty(inode)
@@ -132,7 +138,7 @@ def _allocate(vol: Volume, txn: Transaction, inode: Inode, gaps: list[tuple[int,
     for logical, count in gaps:
         before = mapped.find(logical - 1) if logical else None
         goal = before[1] + (logical - before[0]) if before else (taken[-1][1] + taken[-1][2] if taken else 0)
-        for start, length in txn.take(count, goal):
+        for start, length in txn.take(count, goal, owner=inode.ino):
             taken.append((logical, start, length))
             logical += length
     txn.dirty(inode)  # from here on an abort must forget what the map was told
@@ -377,6 +383,8 @@ def note_access(inode: Inode, now: int) -> None:
 
 def reap(vol: Volume, now: int, inode: Inode) -> None:
     """If the last reference of an unlinked inode is gone, end it; else if nobody needs it in memory, forget it."""
+    if not inode.opens:
+        vol.alloc.let_go(inode.ino)
     if inode.nlookup or inode.opens or inode.dead:
         return
     if inode.nlink == 0 and not (vol.readonly or vol.failed):

@@ -4,8 +4,8 @@ An inode's life: free (mode 0) -> linked -> unlinked but referenced (nlink 0: a 
 keeps it) -> free, with the next generation. A crash in the third state ends it at the next mount.
 
 The record is rewritten as a whole, in a transaction (`store`). Times are the exception: three words on media that a plain
-data access overwrites in place; while a transaction has new ones they are held in `_times`. The size lives in the extent
-map, where the native session sees it. Bytes from media are believed only after `_parse` and `ExtentMap.append_leaf`.
+data access overwrites in place; while a transaction has new ones the record holds them. The size lives in the extent map,
+where the native session sees it. Bytes from media are believed only after `_parse` and `ExtentMap.append_leaf`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from daxfs.core import layout
 from daxfs.core.extents import HOT_READ, HOT_WRITE, ExtentMap
-from daxfs.core.layout import EXTENT, INLINE_EXTENTS, INODE, LEAF, time_ns, time_word
+from daxfs.core.layout import EXTENT, INLINE_EXTENTS, LEAF
+from daxfs.core.records import Record, time_word
 from daxfs.errors import BadHandle, Corrupt
 
 if TYPE_CHECKING:
@@ -25,160 +26,50 @@ if TYPE_CHECKING:
     from daxfs.core.volume import Volume
 
 _COPY_LEAVES = 8  # more changed leaves than this are rewritten elsewhere instead of going through the journal
-_TYPES = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
-_pack = INODE.struct.pack
-_unpack = INODE.struct.unpack_from
+_TIMES_AT = layout.INODE_TIMES_AT
 
 
-class Inode:
-    """One file. Fields as in layout.INODE; times are ns since 1970; `size` is bytes."""
+class Inode(Record):
+    """One file. Fields as in layout.INODE; times are ns since 1970; `size` is bytes. What the record has is compiled
+    (records.Record)."""
 
-    __slots__ = (
-        "__weakref__",
-        "_blocks",
-        "_extents",
-        "_inline",
-        "_leaf",
-        "_map",
-        "_times",
-        "_volume",
-        "at",
-        "btime",
-        "dead",
-        "directory",
-        "flags",
-        "generation",
-        "gid",
-        "ino",
-        "mode",
-        "nlink",
-        "nlookup",
-        "opens",
-        "parent",
-        "rdev",
-        "target",
-        "uid",
-        "xattr_block",
-        "xattr_inline",
-        "xattrs",
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_volume", "dead", "directory", "nlookup", "opens", "xattrs")
 
     def __init__(self, volume: Volume, ino: int, at: int) -> None:
+        super().__init__(volume.pmem.load_word, ino, at,
+                         ExtentMap(volume.leaf_capacity, volume.block_shift))  # fmt: skip
         self._volume = volume
-        self.ino = ino
-        self.at = at  # bytes: address of the record
         self.nlookup = 0  # references of the kernel
         self.opens = 0  # open file descriptions
         self.dead = False
         self.directory: Directory | None = None
         self.xattrs: dict[bytes, bytes] | None = None
-        self._times: list[int] | None = None
-        self._map = ExtentMap(layout.leaf_capacity(volume.block_size), volume.block_shift)
-        self._clear()
-
-    def _clear(self) -> None:
-        self.generation = self.mode = self.uid = self.gid = self.nlink = self.flags = self.rdev = self.parent = 0
-        self.btime = 0
-        self.target = self.xattr_inline = self._inline = b""
-        self.xattr_block = self._leaf = self._extents = self._blocks = 0
-
-    # -- kinds --
-
-    @property
-    def is_dir(self) -> bool:
-        return self.mode & 0o170000 == stat.S_IFDIR
-
-    @property
-    def is_file(self) -> bool:
-        return self.mode & 0o170000 == stat.S_IFREG
-
-    @property
-    def is_symlink(self) -> bool:
-        return self.mode & 0o170000 == stat.S_IFLNK
-
-    # -- size, times, blocks --
-
-    @property
-    def size(self) -> int:
-        size: int = self._map.size
-        return size
-
-    @size.setter
-    def size(self, value: int) -> None:
-        self._map.size = value
-
-    def _time(self, which: int) -> int:
-        if self._times is not None:
-            return time_ns(self._times[which])
-        return time_ns(self._volume.pmem.load_word(self.at + layout.INODE_TIMES_AT + 8 * which))
-
-    def _set_time(self, which: int, ns: int) -> None:
-        """Within a transaction that stores this inode."""
-        if self._times is None:
-            self._times = self._time_words()
-        self._times[which] = time_word(ns)
-
-    def _time_words(self) -> list[int]:
-        first = (self.at + layout.INODE_TIMES_AT) >> 3
-        return list(self._volume.pmem.words[first : first + 3])
-
-    mtime = property(lambda self: self._time(0), lambda self, ns: self._set_time(0, ns))
-    ctime = property(lambda self: self._time(1), lambda self, ns: self._set_time(1, ns))
-    atime = property(lambda self: self._time(2), lambda self, ns: self._set_time(2, ns))
 
     def touch_in_place(self, *, mtime: int | None = None, ctime: int | None = None, atime: int | None = None) -> None:
         """New times outside a transaction: one atomic store each."""
-        pmem = self._volume.pmem
-        for which, ns in enumerate((mtime, ctime, atime)):
+        pmem, at = self._volume.pmem, self.at + _TIMES_AT
+        for address, ns in ((at, mtime), (at + 8, ctime), (at + 16, atime)):
             if ns is not None:
-                pmem.store_word(self.at + layout.INODE_TIMES_AT + 8 * which, time_word(ns))
-        pmem.flush(self.at + layout.INODE_TIMES_AT, 24)
+                pmem.store_word(address, time_word(ns))
+        pmem.flush(at, 24)
         pmem.fence()
-
-    @property
-    def blocks(self) -> int:
-        """Blocks that the file's extents map; leaves and xattr blocks are not counted."""
-        count: int = self._blocks if self._extents else self._map.blocks
-        return count
 
     # -- from media --
 
     def load(self) -> None:
         """Read the record. BadHandle if the inode is free, Corrupt if it cannot be believed."""
-        record = self._volume.pmem.view[self.at : self.at + layout.INODE_SIZE]
-        if int.from_bytes(record[:4], "little") == 0 and not any(record):
-            raise BadHandle(f"inode {self.ino} is free")
-        layout.verify(record, layout.INODE_MAGIC, f"inode {self.ino}", end=layout.INODE_CRC_END)
-        self._parse(record)
-
-    def _parse(self, record: memoryview) -> None:
-        (_, _, ino, self.generation, self.mode, self.uid, self.gid, self.nlink, self.flags, self.rdev, size, self.parent,
-         birth, self.xattr_block, self._leaf, self._extents, target_length, xattr_length, body, xattrs, self._blocks,
-         _, _, _) = _unpack(record)  # fmt: skip
         volume = self._volume
-        if ino != self.ino:
-            raise Corrupt(f"inode {self.ino}: the record belongs to inode {ino}")
-        if self.mode == 0:
-            raise BadHandle(f"inode {self.ino} is free")
-        if self.mode & 0o170000 not in _TYPES or self.mode >> 16:
-            raise Corrupt(f"inode {self.ino}: mode {self.mode:#o} is of no known type")
-        if size > layout.FILE_SIZE_MAX or target_length > layout.INLINE_TARGET_MAX:
-            raise Corrupt(f"inode {self.ino}: size {size} is impossible")
-        if self._blocks > volume.blocks or self.rdev >> 32:
-            raise Corrupt(f"inode {ino}: {self._blocks} blocks or the device {self.rdev:#x} are impossible")
-        if xattr_length > layout.INLINE_XATTR_MAX or (not self._leaf and self._extents > INLINE_EXTENTS):
-            raise Corrupt(f"inode {self.ino}: more inline than fits")
-        self.btime = time_ns(birth)
-        self.target = bytes(body[:target_length])
-        self._inline = b"" if target_length or self._leaf else bytes(body)
-        self.xattr_inline = bytes(xattrs[:xattr_length])
+        self._parse(volume.pmem.view[self.at : self.at + layout.INODE_SIZE], volume.blocks)
         self.xattrs = None
-        self._times = None
+        size = self.size
         self._map.clear()
         self._map.size = size
-        if self._extents == 0 or target_length:
-            self._extents = 0
-        self._map.attach(volume.pmem.address, volume.pmem.address + self.at + layout.INODE_TIMES_AT)
+        self._attach()
+
+    def _attach(self) -> None:
+        """Tell the native session where the image and the times are."""
+        address = self._volume.pmem.address
+        self._map.attach(address, address + self.at + _TIMES_AT)
 
     @property
     def map(self) -> ExtentMap:
@@ -229,29 +120,11 @@ class Inode:
     def store(self, txn: Transaction) -> None:
         """Put the record, and the leaves that changed, into the transaction."""
         if self.dead:
-            self._store_free(txn)
+            txn.write(self.at, self._pack_free())
             return
-        if not 0 <= self.nlink <= layout.LINK_MAX:
-            raise Corrupt(f"inode {self.ino}: its link count was wrong")
-        extents, leaf, body = 0, 0, self.target
-        if not body:
-            mapped = self.map
+        if not (self._extents or self._fits_inline):  # extents that were not read did not change
             self._store_leaves(txn)
-            extents = len(mapped)
-            if mapped.leaves:
-                leaf, _, entries = mapped.leaf(0)
-                body = b"" if leaf else entries
-        times = self._times or self._time_words()
-        record = _pack(
-            layout.INODE_MAGIC, 0, self.ino, self.generation, self.mode, self.uid, self.gid, self.nlink, self.flags,
-            self.rdev, self._map.size, self.parent, time_word(self.btime), self.xattr_block, leaf, extents,
-            len(self.target), len(self.xattr_inline), body, self.xattr_inline, self._map.blocks, *times,
-        )  # fmt: skip
-        txn.write(self.at, layout.seal(record, end=layout.INODE_CRC_END))
-
-    def _store_free(self, txn: Transaction) -> None:
-        record = _pack(layout.INODE_MAGIC, 0, self.ino, self.generation, *bytes(14), b"", b"", 0, 0, 0, 0)
-        txn.write(self.at, layout.seal(record, end=layout.INODE_CRC_END))
+        txn.write(self.at, self._pack())
 
     def _store_leaves(self, txn: Transaction) -> None:
         mapped = self._map
@@ -288,10 +161,10 @@ class Inode:
 
     def committed(self) -> None:
         """The transaction that stored this inode is on media."""
-        self._times = None
+        self._stored()
         if self.dead:
             self._volume.drop(self)
-        else:
+        elif self.opens or self._map.hot:
             self.set_hot()
 
     # -- what others ask --

@@ -18,7 +18,8 @@ from crc32c import crc32c
 from daxfs.core import layout
 from daxfs.core.layout import JOURNAL_COMMIT_AT, JOURNAL_HEADER, TXN_HEADER, TXN_RECORD
 from daxfs.core.pmem import Pmem
-from daxfs.errors import Corrupt, NoSpace
+from daxfs.core.records import pack_transaction
+from daxfs.errors import Corrupt
 
 
 class Journal:
@@ -46,22 +47,10 @@ class Journal:
 
     def commit(self, records: Sequence[tuple[int, bytes]]) -> None:
         """Make all records durable as one. NoSpace (and nothing done) if they are more than the journal holds."""
-        pmem = self._pmem
-        parts: list[bytes] = []
-        for at, data in records:
-            parts.append(TXN_RECORD.struct.pack(at, len(data)))
-            parts.append(data)
-            if len(data) & 7:
-                parts.append(bytes(-len(data) & 7))
-        body = b"".join(parts)
-        if len(body) > self.capacity:
-            raise NoSpace(f"a transaction of {len(body)} bytes does not fit the journal of {self.capacity}")
-        sequence = self.sequence
-        header = TXN_HEADER.struct.pack(layout.TXN_MAGIC, 0, sequence, len(body), len(records))
-        crc = crc32c(body, crc32c(header[8:], crc32c(header[:4])))
-        pmem.store(self._body_at, header[:4] + crc.to_bytes(4, "little") + header[8:])
-        pmem.store(self._body_at + TXN_HEADER.size, body)
-        pmem.flush(self._body_at, TXN_HEADER.size + len(body))
+        pmem, sequence = self._pmem, self.sequence
+        body = pack_transaction(sequence, records, self.capacity)
+        pmem.store(self._body_at, body)
+        pmem.flush(self._body_at, len(body))
         pmem.fence()
         self.check_medium()
         self.sequence += 1

@@ -132,6 +132,7 @@ def tmpfile(vol: Volume, now: int, parent: Inode, mode: int, caller: Caller) -> 
     with vol.transaction(now) as txn:
         inode = _new(vol, txn, parent, stat.S_IFREG | mode & 0o7777, caller)
         inode.nlink = 0
+    vol.unlinked[inode.ino] = inode
     return inode
 
 

@@ -1,25 +1,29 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""How many pins cover each block of an image, compiled. `split` decides what a freed block becomes: idle or busy."""
+"""How many pins cover each block of an image, compiled. `split` decides what a freed block becomes: idle or busy.
+
+A map of runs, each with its count, on the engine of runs.pyx: neighbours with the same count are one run. So a pin of a run
+costs a search or two however long it is, and memory is that of the pins, not of the image or of what they cover.
+"""
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+
+from daxfs.core.runs cimport RunMap, dx_extent, dx_find, dx_next
 
 
 cdef class PinCounts:
-    """How many pins cover each block: 4 bytes a block, of which the host gives memory only where pins were."""
+    """How many pins cover each block; `size` is how many blocks the image has."""
 
-    cdef uint32_t *counts
+    cdef RunMap _map
     cdef readonly uint64_t size
-    cdef readonly uint64_t pinned  # blocks with a count
 
-    def __cinit__(self, uint64_t blocks):
-        self.counts = <uint32_t *>calloc(blocks if blocks else 1, sizeof(uint32_t))
-        if self.counts == NULL:
-            raise MemoryError()
+    def __cinit__(self, uint64_t blocks, uint32_t leaf_capacity=168):
+        self._map = RunMap(leaf_capacity)
         self.size = blocks
 
-    def __dealloc__(self):
-        free(self.counts)
+    @property
+    def pinned(self):
+        """Blocks with a count."""
+        return self._map.m.blocks
 
     cdef int _range(self, uint64_t start, uint64_t count) except -1:
         if start > self.size or self.size - start < count:
@@ -27,80 +31,112 @@ cdef class PinCounts:
         return 0
 
     def count(self, uint64_t block):
+        cdef const dx_extent *e
         self._range(block, 1)
-        return self.counts[block]
+        e = dx_find(&self._map.m, block, NULL, NULL)
+        return e.flags if e != NULL and e.logical <= block else 0
 
     def any(self, uint64_t start, uint64_t count):
         """Whether any block of a run is pinned."""
-        cdef uint64_t b
+        cdef const dx_extent *e
         self._range(start, count)
-        if self.pinned:
-            for b in range(start, start + count):
-                if self.counts[b]:
-                    return True
-        return False
+        e = dx_find(&self._map.m, start, NULL, NULL)
+        return e != NULL and e.logical < start + count
 
     def add(self, list runs):
         """One more pin on all blocks of the runs."""
-        cdef uint64_t start, count, b
+        cdef uint64_t start, count
         for start, count in runs:
             self._range(start, count)
         for start, count in runs:
-            for b in range(start, start + count):
-                if self.counts[b] == 0:
-                    self.pinned += 1
-                self.counts[b] += 1
+            self._add(start, count)
+
+    cdef int _add(self, uint64_t start, uint64_t count) except -1:
+        cdef uint64_t end = start + count, at, n
+        cdef uint32_t pins
+        cdef const dx_extent *e = dx_find(&self._map.m, start, NULL, NULL)
+        cdef list pieces
+        if e == NULL or e.logical >= end:
+            self._map._insert(start, start, count, 1)
+            return 0
+        pieces = []
+        self._map._carve(start, count, pieces)
+        for at, _, n, pins in pieces:
+            if start < at:
+                self._map._insert(start, start, at - start, 1)
+            self._map._insert(at, at, n, pins + 1)
+            start = at + n
+        if start < end:
+            self._map._insert(start, start, end - start, 1)
+        return 0
 
     def drop(self, list runs):
         """One pin fewer; returns the runs of which no pin is left. ValueError if a block has none."""
-        cdef uint64_t start, count, b, first, n
+        cdef uint64_t start, count, at, n, end, first
+        cdef uint32_t pins
         cdef list idle = []
+        cdef list pieces
         for start, count in runs:
             self._range(start, count)
-            for b in range(start, start + count):
-                if self.counts[b] == 0:
-                    raise ValueError(f"block {b} is not pinned")
+            self._must_cover(start, start + count)
         for start, count in runs:
-            first = n = 0
-            for b in range(start, start + count):
-                self.counts[b] -= 1
-                if self.counts[b] == 0:
-                    self.pinned -= 1
-                    if n == 0:
-                        first = b
-                    n += 1
-                elif n:
-                    idle.append((first, n))
-                    n = 0
-            if n:
-                idle.append((first, n))
+            pieces = []
+            self._map._carve(start, count, pieces)
+            first = end = 0  # of idle pieces in a row
+            for at, _, n, pins in pieces:
+                if pins > 1:
+                    self._map._insert(at, at, n, pins - 1)
+                elif end > first and end == at:
+                    end += n
+                else:
+                    if end > first:
+                        idle.append((first, end - first))
+                    first, end = at, at + n
+            if end > first:
+                idle.append((first, end - first))
         return idle
+
+    cdef int _must_cover(self, uint64_t at, uint64_t end) except -1:
+        cdef uint32_t li = 0, i = 0
+        cdef const dx_extent *e = dx_find(&self._map.m, at, &li, &i)
+        while at < end:
+            if e == NULL or e.logical > at:
+                raise ValueError(f"block {at} is not pinned")
+            at = e.logical + e.count
+            e = dx_next(&self._map.m, &li, &i)
+        return 0
 
     def split(self, list runs):
         """The runs as (idle, pinned): those without a pin, and those with."""
-        cdef uint64_t start, count, b, first
-        cdef bint held, now
+        cdef uint32_t li = 0, i = 0
+        cdef uint64_t start, count, end, hi, first
+        cdef const dx_extent *e
         cdef list idle = []
         cdef list pinned = []
-        if not self.pinned:
+        if self._map.m.extents == 0:
             return list(runs), pinned
         for start, count in runs:
             self._range(start, count)
-            first = start
-            held = self.counts[start] != 0 if count else False
-            for b in range(start, start + count):
-                now = self.counts[b] != 0
-                if now != held:
-                    (pinned if held else idle).append((first, b - first))
-                    first = b
-                    held = now
-            if count:
-                (pinned if held else idle).append((first, start + count - first))
+            end = start + count
+            e = dx_find(&self._map.m, start, &li, &i)
+            while start < end:
+                if e == NULL or e.logical >= end:
+                    idle.append((start, end - start))
+                    break
+                if start < e.logical:
+                    idle.append((start, e.logical - start))
+                    start = e.logical
+                first = start
+                while e != NULL and e.logical <= start and start < end:  # pinned in a row, by however many
+                    hi = e.logical + e.count
+                    start = hi if hi < end else end
+                    if hi <= end:
+                        e = dx_next(&self._map.m, &li, &i)
+                pinned.append((first, start - first))
         return idle, pinned
 
     def check(self):
-        cdef uint64_t b, n = 0
-        for b in range(self.size):
-            n += self.counts[b] != 0
-        if n != self.pinned:
-            raise ValueError(f"{self.pinned} blocks are said to be pinned, {n} are")
+        self._map.check()
+        for start, physical, count, pins in self._map:
+            if start != physical or pins == 0 or start + count > self.size:
+                raise ValueError(f"blocks {start}+{count} cannot have {pins} pins")

@@ -14,6 +14,7 @@ PIECES_PER_PIN: int
 PIECES_PER_PROCESS_MAX: int
 PIECES_MAX: int
 RUNS_AT_ONCE: int
+FEW: int
 
 class State(StrEnum):
     HELD = "held"

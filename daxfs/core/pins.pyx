@@ -29,6 +29,8 @@ from itertools import islice
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from daxfs.core.runs cimport RunMap, dx_extent, dx_find, dx_next
+
 from daxfs import abi
 from daxfs.core.pincounts import PinCounts
 from daxfs.errors import NoEntry
@@ -39,6 +41,7 @@ PIECES_PER_PIN = 3
 PIECES_PER_PROCESS_MAX = 1 << 20
 PIECES_MAX = 1 << 22
 RUNS_AT_ONCE = 32  # of a pin that is released; one of more leaves bit by bit
+FEW = 16  # pins of a file that are looked at one by one
 
 cdef uint32_t _GET = abi.FOLL_GET
 
@@ -125,6 +128,78 @@ cdef class _Account:
     cdef dict files
 
 
+cdef class _Places:
+    """Which pins have runs where: maps of keys made of a run's start and a number that tells those of one start apart, in
+    order, to the pin's id. One map for each power of two of a run's length: so whoever reaches into a range from before it
+    begins not further before it than that."""
+
+    cdef list maps  # RunMap or None, by bits of the length
+
+    def __cinit__(self):
+        self.maps = [None] * 65
+
+    cdef int enter(self, uint64_t pin_id, list runs) except -1:
+        cdef uint64_t start, count, key
+        cdef RunMap map
+        cdef const dx_extent *e
+        for start, count in runs:
+            map = self.maps[_bits(count)]
+            if map is None:
+                map = self.maps[_bits(count)] = RunMap()
+            key = start << _NUMBER_BITS | pin_id & _NUMBERS
+            e = dx_find(&map.m, key, NULL, NULL)
+            while e != NULL and e.logical == key:  # of 2**24 ids that have been given out since
+                key = start << _NUMBER_BITS | key + 1 & _NUMBERS
+                e = dx_find(&map.m, key, NULL, NULL)
+            map._insert(key, pin_id, 1, pin_id & 1)  # of two that could be taken for one extent, the flags differ
+        return 0
+
+    cdef int leave(self, uint64_t pin_id, list runs) except -1:
+        cdef uint64_t start, count, key
+        cdef RunMap map
+        cdef const dx_extent *e
+        for start, count in runs:
+            map = self.maps[_bits(count)]
+            key = start << _NUMBER_BITS | pin_id & _NUMBERS
+            e = dx_find(&map.m, key, NULL, NULL)
+            while e == NULL or e.logical != key or e.physical != pin_id:
+                key = start << _NUMBER_BITS | key + 1 & _NUMBERS
+                e = dx_find(&map.m, key, NULL, NULL)
+            map._carve(key, 1, None)
+        return 0
+
+    def within(self, uint64_t start, uint64_t count):
+        """The ids of the pins that have a block of a run; an id may come twice."""
+        cdef uint32_t li = 0, i = 0, bits
+        cdef uint64_t first, reach
+        cdef RunMap map
+        cdef const dx_extent *e
+        for bits in range(65):
+            if self.maps[bits] is None:
+                continue
+            map = self.maps[bits]
+            reach = (<uint64_t>1 << bits) - 1
+            first = start - reach if start > reach else 0
+            e = dx_find(&map.m, first << _NUMBER_BITS, &li, &i)
+            while e != NULL and e.logical >> _NUMBER_BITS < start + count:
+                yield e.physical
+                e = dx_next(&map.m, &li, &i)
+
+
+cdef enum:
+    _NUMBER_BITS = 24
+
+cdef uint64_t _NUMBERS = (1 << _NUMBER_BITS) - 1
+
+
+cdef inline uint32_t _bits(uint64_t count) noexcept:
+    """How many bits it takes to count from 0 to count - 1."""
+    cdef uint32_t bits = 0
+    while bits < 63 and (<uint64_t>1 << bits) < count:
+        bits += 1
+    return bits
+
+
 cdef class PinTable:
     """All pins of a volume. `counts` says how many pins cover a block."""
 
@@ -135,7 +210,9 @@ cdef class PinTable:
     cdef uint64_t _last_id
     cdef dict _pins, _owners, _files  # by id; by owner and by inode, of dicts by id
     cdef dict _accounts  # by process
-    cdef list _leaving  # of (process, runs, entries of the ledger)
+    cdef list _leaving  # of (process, id, runs, entries of the ledger)
+    cdef dict _survivors  # by id
+    cdef _Places _places
     cdef dict _on_demand  # how many registrations on demand a file has
 
     def __init__(self, blocks):
@@ -147,6 +224,8 @@ cdef class PinTable:
         self._accounts = {}
         self._on_demand = {}
         self._leaving = []
+        self._survivors = {}
+        self._places = _Places()
 
     def __len__(self):
         return len(self._pins)
@@ -182,9 +261,12 @@ cdef class PinTable:
             self.references.add(pin.runs)
         self._last_id = max(self._last_id, <uint64_t>pin.id)
         self._pins[pin.id] = pin
+        self._places.enter(pin.id, pin.runs)
         _enter(self._files, pin.ino, pin)
         if pin.owner is not None:
             _enter(self._owners, pin.owner, pin)
+        else:
+            self._survivors[pin.id] = pin
         if pin.on_demand:
             _count(self._on_demand, pin.ino, 1)
         self._enter_account(pin)
@@ -199,13 +281,16 @@ cdef class PinTable:
             _leave(self._files, pin.ino, pin)
             if pin.owner is not None:
                 _leave(self._owners, pin.owner, pin)
+            else:
+                del self._survivors[pin.id]
             if pin.on_demand:
                 _count(self._on_demand, pin.ino, -1)
             self._leave_account(pin)
             if pin.keeps() and len(pin.runs) > RUNS_AT_ONCE:
-                self._leaving.append((pin.holder.process, pin.runs, pin.entries))
+                self._leaving.append((pin.holder.process, pin.id, pin.runs, pin.entries))
                 pin.runs, pin.entries = [], []
                 continue
+            self._places.leave(pin.id, pin.runs)
             self._free_pieces(pin.holder.process, len(pin.runs))
             if pin.keeps():
                 idle += self.counts.drop(pin.runs)
@@ -253,13 +338,14 @@ cdef class PinTable:
         that are to be voided)."""
         if not self._leaving:
             return [], []
-        process, runs, entries = self._leaving[-1]
+        process, pin_id, runs, entries = self._leaving[-1]
         cdef Py_ssize_t left = max(0, len(runs) - most)
         some, voided = runs[left:], entries[left:]
         del runs[left:], entries[left:]
         if left == 0:
             self._leaving.pop()
         self._free_pieces(process, len(some))
+        self._places.leave(pin_id, some)
         return self.counts.drop(some), voided
 
     def charged(self, holder):
@@ -326,13 +412,26 @@ cdef class PinTable:
         """The pins and registrations of a file, or those of one owner, that cover any block of its runs. Not to be kept."""
         pins = self._files.get(ino) if owner is None else self._owners.get(owner)
         cdef list ordered, starts
+        cdef set seen
         cdef Pin pin
-        if runs and pins:
+        if not runs or not pins:
+            return
+        if len(pins) <= FEW:
             ordered = sorted(runs)
             starts = [start for start, _ in ordered]
             for pin in pins.values():
                 if _touches(pin.runs, ordered, starts):
                     yield pin
+            return
+        seen = set()
+        for start, count in runs:
+            for pin_id in self._places.within(start, count):
+                pin = pins.get(pin_id)
+                if pin is None or pin_id in seen or not _touches(pin.runs, [(start, count)], [start]):
+                    continue
+                if len(pin.runs) > 1 or len(runs) > 1:
+                    seen.add(pin_id)
+                yield pin
 
     def let_go(self, Pin pin):
         """An on-demand holder has acknowledged: it refers to nothing any more."""
@@ -353,7 +452,7 @@ cdef class PinTable:
         return self._pins[pin_id]
 
     def survivors(self):
-        return [pin for pin in self._pins.values() if pin.owner is None]
+        return list(self._survivors.values())
 
     def check(self):
         self.counts.check()
@@ -369,9 +468,15 @@ cdef class PinTable:
                 for block in (start, start + count - 1):
                     if self.counts.count(block) < 1:
                         raise ValueError(f"pin {pin.id} covers block {block}, whose count is 0")
-        for _, runs, _ in self._leaving:
+        for _, _, runs, _ in self._leaving:
             again.add(runs)
             pieces += len(runs)
+        places = sum([len(map) for map in self._places.maps if map is not None])
+        if places != sum([len(pin.runs) for pin in self._pins.values()]) + sum([len(runs) for _, _, runs, _ in self._leaving]):
+            raise ValueError("the places of runs are not those of the pins")
+        for pin in self._pins.values():
+            if any([pin.id not in self._places.within(start + count - 1, 1) for start, count in pin.runs]):
+                raise ValueError(f"pin {pin.id} is not found by its blocks")
         if again.pinned != self.counts.pinned:
             raise ValueError(f"{self.counts.pinned} blocks are counted as pinned, {again.pinned} are")
         if sum([len(mine) for mine in self._owners.values()]) + len(self.survivors()) != len(self._pins):
@@ -396,7 +501,10 @@ cdef int _enter(dict groups, key, Pin pin) except -1:
 
 cdef int _leave(dict groups, key, Pin pin) except -1:
     cdef dict group = groups[key]
-    del group[pin.id]
+    if next(reversed(group)) == pin.id:
+        group.popitem()  # who leaves from the end leaves no gap there, which the next one would have to look through
+    else:
+        del group[pin.id]
     if not group:
         del groups[key]
     return 0

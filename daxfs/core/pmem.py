@@ -4,7 +4,8 @@ Loads and stores go straight to the mapping. A store is durable once its lines w
 lives in the host's page cache, so a daemon that dies loses nothing that was stored; with `hostsync` every fence is an
 msync, for those who need the host's power cut as well. The lock on the image lasts as long as the medium is open.
 
-Not here: what the bytes mean (layout.py), and when to flush (whoever stores).
+Stores and flushes themselves are in memory.pyx, compiled. Not here: what the bytes mean (layout.py), and when to flush
+(whoever stores).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from daxfs.core.memory import Memory
 from daxfs.errors import ImageError, NoSpace
 
 _RESERVE = 1 << 20  # bytes of the image that the host is asked for at once
@@ -29,15 +31,15 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; in the module from Python 3.13 on
 
 
-class Pmem:
+class Pmem(Memory):
     """An open image. `view` is all of it, `words` the same as aligned 8-byte words, `address` where it is mapped."""
 
     def __init__(self, path: str | os.PathLike[str], *, readonly: bool = False, hostsync: bool = False,
                  lock: bool = True) -> None:  # fmt: skip
+        super().__init__()
         self.path = os.fspath(path)
         self.readonly = readonly
         self.hostsync = hostsync
-        self._dirty: list[tuple[int, int]] = []
         self._reserved: set[int] = set()
         self._fd = _open_image(self.path, readonly)
         try:
@@ -65,6 +67,7 @@ class Pmem:
         self.words = self.view.cast("Q")
         self.bytes = np.frombuffer(memory, dtype=np.uint8)
         self.address = int(self.bytes.ctypes.data)
+        self._place(self.address, self.size)
 
     def reserve(self, at: int, n: int) -> None:
         """Make the host's disk give these bytes now if the image is sparse there: a store has no way to fail. NoSpace."""
@@ -109,37 +112,16 @@ class Pmem:
                 yield at, min(hole, end)
             at = hole
 
-    def store(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        self.view[at : at + len(data)] = data
-
-    def fill_zero(self, at: int, n: int) -> None:
-        self.bytes[at : at + n] = 0
-
-    def copy(self, source: int, target: int, n: int) -> None:
-        """Copy within the image; the ranges may overlap."""
-        self.view[target : target + n] = self.view[source : source + n]
-
-    def store_word(self, at: int, value: int) -> None:
-        """One aligned 8-byte store, which is atomic."""
-        self.words[at >> 3] = value
-
-    def load_word(self, at: int) -> int:
-        return self.words[at >> 3]
-
-    def flush(self, at: int, n: int) -> None:
-        if self.hostsync and not self.readonly:
-            self._dirty.append((at, n))
-
-    def fence(self) -> None:
-        if self._dirty:
-            first = min(at for at, _ in self._dirty) & -mmap.PAGESIZE
-            last = max(at + n for at, n in self._dirty)
-            if last - first > 1 << 24:
-                for at, n in self._dirty:
-                    self._map.flush(at & -mmap.PAGESIZE, n + at % mmap.PAGESIZE)
-            else:
-                self._map.flush(first, last - first)
-            self._dirty.clear()
+    def _sync_dirty(self) -> None:
+        """The fence of `hostsync`."""
+        first = min(at for at, _ in self._dirty) & -mmap.PAGESIZE
+        last = max(at + n for at, n in self._dirty)
+        if last - first > 1 << 24:
+            for at, n in self._dirty:
+                self._map.flush(at & -mmap.PAGESIZE, n + at % mmap.PAGESIZE)
+        else:
+            self._map.flush(first, last - first)
+        self._dirty.clear()
 
     def sync(self) -> None:
         """Ask the host to write the whole image to its disk (what fsync and sync ask for)."""
@@ -147,6 +129,7 @@ class Pmem:
             os.fdatasync(self._fd)
 
     def close(self) -> None:
+        self._place(0, 0)
         self.words.release()
         self.view.release()
         del self.bytes

@@ -19,7 +19,6 @@ cdef extern from "extents.h" nogil:
         uint32_t cap
         uint64_t block
         uint64_t next
-        uint64_t most
         uint32_t dirty
     ctypedef struct dx_map:
         dx_leaf *leaves
@@ -51,3 +50,7 @@ cdef class RunMap:
     cdef int _fold(self, uint32_t li) except -1
     cdef int _insert(self, uint64_t logical, uint64_t physical, uint64_t count, uint32_t flags) except -1
     cdef list _carve(self, uint64_t logical, uint64_t count, list pieces)
+
+
+cdef class RunSet(RunMap):
+    cpdef add(self, uint64_t start, uint64_t count)

@@ -117,7 +117,6 @@ cdef class RunMap:
                 self._room(right, leaf.n - half)
                 memcpy(right.e, leaf.e + half, (leaf.n - half) * sizeof(dx_extent))
                 right.n = leaf.n - half
-                right.most = leaf.most
                 leaf.n = half
                 leaf.dirty = 1
                 if i > half:
@@ -132,8 +131,6 @@ cdef class RunMap:
         leaf.e[i].flags = flags
         leaf.n += 1
         leaf.dirty = 1
-        if count > leaf.most:
-            leaf.most = count
         self.m.extents += 1
         return 0
 
@@ -166,8 +163,6 @@ cdef class RunMap:
         memcpy(left.e + left.n, right.e, right.n * sizeof(dx_extent))
         left.n += right.n
         left.dirty = 1
-        if right.most > left.most:
-            left.most = right.most
         self._drop_leaf(li + 1)
         return 0
 
@@ -212,19 +207,13 @@ cdef class RunMap:
                 leaf.dirty = 1
                 if after != NULL and <uint64_t>before.count + after.count <= COUNT_MAX:
                     before.count += after.count
-                    if before.count > leaf.most:
-                        leaf.most = before.count
                     self._remove(li, i)
-                elif before.count > leaf.most:
-                    leaf.most = before.count
             elif after != NULL:
                 after.logical -= take
                 after.physical -= take
                 after.count += take
                 leaf = &self.m.leaves[li]
                 leaf.dirty = 1
-                if after.count > leaf.most:
-                    leaf.most = after.count
             else:
                 if i == 0 and li > 0 and self.m.leaves[li - 1].n < self.leaf_capacity:
                     li -= 1
@@ -310,8 +299,6 @@ cdef class RunMap:
                 e = &self.m.leaves[li].e[i]
                 if e.count == 0:
                     raise ValueError(f"empty extent at {e.logical}")
-                if e.count > self.m.leaves[li].most:
-                    raise ValueError(f"extent at {e.logical} is longer than its leaf believes")
                 if last != NULL and last.logical + last.count > e.logical:
                     raise ValueError(f"extents overlap at {e.logical}")
                 if (last != NULL and last.logical + last.count == e.logical and last.flags == e.flags
@@ -381,60 +368,3 @@ cdef class RunSet(RunMap):
         cdef Py_ssize_t i
         for i in range(starts.shape[0]):
             self._insert(starts[i], starts[i], counts[i], 0)
-
-    cdef bint _find_run(self, uint64_t want, uint64_t goal, uint64_t *start, uint64_t *count):
-        """A run of at least `want` blocks: at the goal, else the first behind it, else the first of all."""
-        cdef uint32_t li = 0, i = 0, k, first, step
-        cdef uint64_t most
-        cdef dx_leaf *leaf
-        cdef const dx_extent *e = dx_find(&self.m, goal, &li, &i)
-        if e == NULL:
-            li = i = 0
-        elif e.logical <= goal and e.logical + e.count - goal >= want:
-            start[0] = goal
-            count[0] = e.logical + e.count - goal
-            return True
-        first = li
-        for step in range(self.m.nleaves + 1):
-            li = (first + step) % self.m.nleaves
-            leaf = &self.m.leaves[li]
-            if leaf.most < want:
-                continue
-            most = 0
-            for k in range(leaf.n):
-                if leaf.e[k].count >= want and not (step == 0 and k < i):
-                    start[0] = leaf.e[k].logical
-                    count[0] = leaf.e[k].count
-                    return True
-                if leaf.e[k].count > most:
-                    most = leaf.e[k].count
-            if not (step == 0 and i):
-                leaf.most = most
-        return False
-
-    def take(self, uint64_t want, uint64_t goal):
-        """Take `want` blocks out of the set, in one run at or behind the goal if there is one, else in as many as it needs,
-        in order from the goal on. Returns runs, or None (and changes nothing) if the set holds fewer."""
-        cdef uint64_t start = 0, count = 0
-        cdef uint32_t li = 0, i = 0
-        cdef const dx_extent *e
-        cdef list out = []
-        if want == 0 or want > self.m.blocks:
-            return None if want else []
-        if self._find_run(want, goal, &start, &count):
-            self._carve(start, want, None)
-            return [(start, want)]
-        while want:
-            e = dx_find(&self.m, goal, &li, &i)
-            if e == NULL:
-                goal = 0
-                continue
-            start = e.logical if e.logical > goal else goal
-            count = e.logical + e.count - start
-            if count > want:
-                count = want
-            self._carve(start, count, None)
-            out.append((start, count))
-            goal = start + count
-            want -= count
-        return out

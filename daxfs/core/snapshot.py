@@ -30,7 +30,7 @@ def store(volume: Volume) -> None:
     payload = runs.tobytes() + np.array(volume.free_inodes, dtype="<u8").tobytes()
     blocks = -(-(SNAPSHOT.size + len(payload)) // volume.block_size)
     sb["snapshot_start"] = sb["snapshot_blocks"] = 0
-    if volume.busy_list.blocks or blocks > alloc.free.blocks:
+    if volume.busy_list.blocks or blocks > alloc.blocks:
         return
     place = alloc.take(blocks, volume.sb["data_start"], meta=True)
     alloc.give(place)

@@ -32,16 +32,20 @@ class Revertible(Protocol):
 class Transaction:
     """See the module. `now` is the time of the call, ns since 1970."""
 
+    __slots__ = ("_freed", "_freed_numbers", "_freed_unsafe", "_inodes", "_records", "_taken", "_taken_numbers", "_touched",
+                 "_volume", "now")  # fmt: skip
+
     def __init__(self, volume: Volume, now: int) -> None:
         self._volume = volume
         self.now = now
         self._records: list[tuple[int, bytes]] = []
+        self._inodes: dict[int, Inode] = {}
+        self._touched: list[Revertible] = []
         self._taken: list[Run] = []
         self._freed: list[Run] = []
         self._freed_unsafe: list[Run] = []
-        self._inodes: dict[int, Inode] = {}
-        self._touched: list[Revertible] = []
-        self._inode_numbers: list[int] = []
+        self._taken_numbers: list[int] = []
+        self._freed_numbers: list[int] = []
 
     def write(self, at: int, data: bytes) -> None:
         """A redo record: `data` goes to byte address `at` at the commit."""
@@ -53,10 +57,10 @@ class Transaction:
         pmem.store(at, data)
         pmem.flush(at, len(data))
 
-    def take(self, count: int, goal: int = 0, *, meta: bool = False) -> list[Run]:
+    def take(self, count: int, goal: int = 0, *, meta: bool = False, owner: int = 0) -> list[Run]:
         """Allocate blocks (alloc.Allocator.take)."""
         alloc = self._volume.alloc
-        runs = alloc.take(count, goal, meta=meta)
+        runs = alloc.take(count, goal, meta=meta, owner=owner)
         try:
             self._reserve(runs)
         except NoSpace:  # of the host: what was used before and is free again needs no more of it
@@ -98,9 +102,13 @@ class Transaction:
         """Call `what.revert()` if the transaction is aborted."""
         self._touched.append(what)
 
+    def took_number(self, ino: int) -> None:
+        """An inode number that is free again if the transaction is aborted."""
+        self._taken_numbers.append(ino)
+
     def free_number(self, ino: int) -> None:
         """An inode number that may be used again after the commit."""
-        self._inode_numbers.append(ino)
+        self._freed_numbers.append(ino)
 
     def __enter__(self) -> Transaction:
         if self._volume.failed:
@@ -118,7 +126,8 @@ class Transaction:
         try:
             for inode in list(self._inodes.values()):
                 inode.store(self)
-            self._check_freed()
+            if self._freed or self._freed_unsafe:
+                self._check_freed()
             if self._records:
                 volume.journal.commit(self._records)  # whose first fence is that of the fresh blocks, too
         except BaseException as e:
@@ -143,22 +152,30 @@ class Transaction:
         try:
             for inode in self._inodes.values():
                 inode.committed()
-            volume.owned += sum(count for _, count in self._taken)
-            volume.owned -= sum(count for _, count in [*self._freed, *self._freed_unsafe])
+            for _, count in self._taken:
+                volume.owned += count
             if self._freed:
+                self._give_up(self._freed)
                 volume.release(self._freed)
             if self._freed_unsafe:
                 volume.unsafe = True
+                self._give_up(self._freed_unsafe)
                 volume.give(self._freed_unsafe)
-            volume.free_inodes.extend(self._inode_numbers)
+            if self._freed_numbers:
+                volume.free_inodes.extend(self._freed_numbers)
         except BaseException as e:
             volume.fail(f"after a commit: {e!r}")
             raise
 
+    def _give_up(self, runs: list[Run]) -> None:
+        self._volume.owned -= sum(count for _, count in runs)
+
     def _abort(self) -> None:
-        self._volume.alloc.give(self._taken)
+        volume = self._volume
+        volume.alloc.give(self._taken)
+        volume.free_inodes.extend(reversed(self._taken_numbers))
         for what in [*self._touched, *self._inodes.values()]:
             try:
                 what.revert()
             except FsError as e:  # media are not what they were when the transaction began
-                self._volume.fail(f"an aborted change cannot be undone: {e.why}")
+                volume.fail(f"an aborted change cannot be undone: {e.why}")

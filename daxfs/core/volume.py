@@ -60,6 +60,7 @@ class Volume:
         self.unsafe = False  # policy `unsafe` has freed pinned blocks
         self.block_size: int = sb["block_size"]
         self.block_shift = self.block_size.bit_length() - 1
+        self.leaf_capacity = layout.leaf_capacity(self.block_size)
         self.blocks: int = sb["blocks"]
         self.data_blocks = range(sb["data_start"], self.blocks)
         self._idir = range(sb["idir_start"] * self.block_size, (sb["idir_start"] + sb["idir_blocks"]) * self.block_size)
@@ -212,9 +213,8 @@ class Volume:
 
     def fail(self, why: str) -> None:
         """Refuse all changes from now on."""
-        if not self.failed:
-            self.failed = why
-            self.set_hot()
+        self.failed = self.failed or why
+        self.set_hot()
 
     def set_hot(self, numbers: Iterable[int] | None = None) -> None:
         """Say anew what the native session may do with files in memory: all, or those of these numbers."""
@@ -270,16 +270,16 @@ class Volume:
             self._add_chunk(txn.now)
         ino = self.free_inodes.pop()
         inode = Inode(self, ino, self.inode_at(ino))
-        was = self.pmem.view[inode.at : inode.at + INODE_SIZE]
+        was = self.pmem.load(inode.at, INODE_SIZE)
         if ino in self._inodes or any(was[20:24]):  # its mode
             raise Corrupt(f"inode {ino} is in use, but was said to be free")
         inode.generation = int.from_bytes(was[16:20], "little") % 0xFFFF_FFFF + 1
         inode.mode, inode.uid, inode.gid, inode.rdev, inode.parent = mode, uid, gid, rdev, parent
         inode.nlink = 2 if inode.is_dir else 1
-        inode.btime = inode.mtime = inode.ctime = inode.atime = txn.now
-        inode.map.attach(self.pmem.address, self.pmem.address + inode.at + layout.INODE_TIMES_AT)
+        inode._born(txn.now)
+        inode._attach()
         txn.dirty(inode)
-        txn.touch(_NumberBack(self, ino))
+        txn.took_number(ino)
         self._inodes[ino] = inode
         return inode
 
@@ -307,6 +307,7 @@ class Volume:
     def drop(self, inode: Inode) -> None:
         """Out of the cache; what still has the object sees it dead or loads it anew."""
         inode.directory = None  # a cycle, which only the garbage collector would find
+        self.alloc.let_go(inode.ino)
         if self._inodes.get(inode.ino) is inode:
             del self._inodes[inode.ino]
         self.unlinked.pop(inode.ino, None)
@@ -356,8 +357,7 @@ class Volume:
 
     @property
     def free(self) -> int:
-        count: int = self.alloc.free.blocks
-        return count
+        return self.alloc.blocks
 
     @property
     def busy(self) -> int:
@@ -380,8 +380,8 @@ class Volume:
 
     def _unlinked_runs(self) -> list[Run]:
         """Pinned runs that an unlinked file still owns because a descriptor (its holder's, say) is open."""
-        files = (self._inodes.get(ino) for ino in self.pins.files())
-        unlinked = [inode for inode in files if inode is not None and not (inode.nlink or inode.dead)]
+        files = (inode for inode in self.unlinked.values() if self.pins.has_file(inode.ino))
+        unlinked = [inode for inode in files if not (inode.nlink or inode.dead)]
         _, pinned = self.pins.counts.split([(start, count) for inode in unlinked for _, start, count, _ in inode.map])
         return pinned
 
@@ -393,7 +393,7 @@ class Volume:
 
     def has_owner(self, start: int, count: int) -> bool:
         """Whether a run lies within the image, and none of it is free, busy or retired: so somebody has it."""
-        nobodys = (self.alloc.free, self.busy_list.extents, self.poison.retired)
+        nobodys = (self.alloc, self.busy_list.extents, self.poison.retired)
         return count <= self.blocks - start and not any(runs.holds(start, count) for runs in nobodys)
 
     def give(self, runs: list[Run]) -> None:
@@ -426,9 +426,11 @@ class Volume:
         starts, counts = found.gaps(self.blocks)
         unowned = RunSet()
         unowned.load(np.ascontiguousarray(starts, np.uint64), np.ascontiguousarray(counts, np.uint64))
-        nobodys = {"free": self.alloc.free, "busy": self.busy_list.extents, "retired": self.poison.retired}
+        nobodys = {
+            "free": self.alloc.runs(), "busy": self.busy_list.extents.runs(), "retired": self.poison.retired.runs(),
+        }  # fmt: skip
         for what, runs in nobodys.items():
-            for start, count in runs.runs():
+            for start, count in runs:
                 if unowned.remove(start, count) != [(start, count)]:
                     raise ValueError(f"{what} run {start}+{count} has another owner")
                 if what != "busy" and not self.unsafe and self.pins.counts.any(start, count):
@@ -447,13 +449,3 @@ def _last_shutdown(armed: bool, same_boot: bool) -> str:
     if same_boot:
         return "dirty: the daemon ended without closing the image (killed, crashed, or after a failure of the volume)"
     return "dirty: the host went down, or the image was copied, while it was mounted"
-
-
-class _NumberBack:
-    """Gives an inode number back if the transaction that took it is aborted."""
-
-    def __init__(self, volume: Volume, ino: int) -> None:
-        self._volume, self._ino = volume, ino
-
-    def revert(self) -> None:
-        self._volume.free_inodes.append(self._ino)

@@ -24,12 +24,13 @@ from daxfs import abi
 from daxfs.core import holding, poison
 from daxfs.core.alloc import Run
 from daxfs.core.pins import Holder, Pin
-from daxfs.daemon import holders, placement, protocol, session, survivors
+from daxfs.daemon import holders, protocol, session, survivors
 from daxfs.daemon.holders import Description
 from daxfs.daemon.removal import Removal
 from daxfs.daemon.service import OpenFile, Service, Turns, now
 from daxfs.daemon.session import Request
-from daxfs.errors import BadArgument, Busy, FsError, NoDevice, NotPermitted
+from daxfs.daemon.threads import in_thread
+from daxfs.errors import BadArgument, Busy, FsError, NoDevice, NoMemory, NotPermitted
 
 log = logging.getLogger("daxfs")
 
@@ -74,6 +75,12 @@ class Admin:
 
     async def text(self, report: int) -> bytes:
         """A report as JSON, a list with one entry per line. NoDevice when there is nothing to report on any more."""
+        try:
+            return await self._text(report)
+        except MemoryError:  # of a long report; making one changes nothing
+            raise NoMemory("not enough memory for the report") from None
+
+    async def _text(self, report: int) -> bytes:
         found = await self._reports[report]()
         if isinstance(found, dict):
             return json.dumps(found, indent=2).encode() + b"\n"
@@ -149,7 +156,7 @@ class Admin:
                     wanted[fh] = Description(fh, pin.ino, file.flags & os.O_ACCMODE, {file.task})
             if pin.owner in wanted:
                 wanted[pin.owner].known.add(pin.holder.pid)
-        return await placement.in_thread(
+        return await in_thread(
             holders.of_descriptions, list(wanted.values()), service.device, service.mount_id
         )
 
@@ -302,7 +309,7 @@ class Admin:
     async def _gone(self, pins: list[Pin]) -> list[Pin]:
         """The survivors among these whose holders have ended."""
         volume = self._volume
-        gone = await placement.in_thread(survivors.gone, pins, volume, self.service.device) if pins else []
+        gone = await in_thread(survivors.gone, pins, volume, self.service.device) if pins else []
         self._live()
         return gone
 
@@ -334,7 +341,7 @@ class Admin:
     async def _forget_pages(self, files: Iterable[int]) -> None:
         """What the kernel has in its pages is read anew."""
         for ino in files:
-            await placement.in_thread(session.inval_inode, ino)
+            await in_thread(session.inval_inode, ino)
 
 
 def _pieces(runs: list[Run], pins: list[Pin]) -> Iterable[tuple[int, int, list[int]]]:

@@ -24,7 +24,7 @@ from daxfs.daemon.admin import Admin
 from daxfs.daemon.hca import Hca
 from daxfs.daemon.service import OpenFile, Service, now
 from daxfs.daemon.session import Request
-from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, TryAgain
+from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, NoMemory, NotSupported, TryAgain
 
 _ROOM = abi.PAGE_BYTES - abi.PAGE.size  # bytes of records in a page
 _ARGUMENT_AT = protocol.IOCTL_IN.size
@@ -75,6 +75,9 @@ class Control:
         offset, length, flags, zero, *_ = abi.PIN.unpack(argument)
         if zero:
             raise BadArgument("the reserved field of a pin must be 0")
+        if session.short():
+            raise NoMemory("no pins before there is memory again")
+        self.service.caching.before_pin(file, flags)
         inode, mapped, at = file.inode, file.inode.map, now()
         blocks = mapped.blocks
         holder = self._known.of(request.pid, at)
@@ -143,6 +146,8 @@ class Control:
             raise BadArgument("unknown change or flags")
         if not file.writable:
             raise BadDescriptor("the descriptor is not open for writing")
+        if self.service.caching.on:
+            raise NotSupported("with dax=never the kernel owns the size and the pages: use truncate(2) and fallocate(2)")
         overdue = self.service.waiting.overdue(request)
         breaker = Breaker(file.fh, bool(flags & abi.CHANGE_NOWAIT), overdue)
         if op == abi.CHANGE_TRUNCATE:
@@ -213,6 +218,7 @@ class Control:
             "busy": volume.busy,
             "pinned": volume.pinned,
             "policy": volume.policy,
+            "dax": "never" if self.service.caching.on else "always",
             "settings": asdict(volume.settings),
             "dirty_shutdowns": volume.sb["dirty_shutdowns"],
             "pid": os.getpid(),

@@ -46,6 +46,30 @@ int dx_answer(uint64_t unique, int error, struct iovec *iov, int count)
     return send_message(dx.fd, unique, -error, iov, count);
 }
 
+int dx_grows(uint32_t opcode)
+{
+    switch (opcode) {
+    case FUSE_LOOKUP:
+    case FUSE_READDIRPLUS:
+    case FUSE_OPEN:
+    case FUSE_OPENDIR:
+    case FUSE_CREATE:
+    case FUSE_MKNOD:
+    case FUSE_MKDIR:
+    case FUSE_SYMLINK:
+    case FUSE_LINK:
+    case FUSE_SETXATTR:
+    case FUSE_WRITE:
+    case FUSE_FALLOCATE:
+    case FUSE_COPY_FILE_RANGE:
+    case FUSE_TMPFILE:
+    case DX_COPY_FILE_RANGE_64:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
 int dx_notify(int fd, int code, struct iovec *iov, int count)
 {
     return send_message(fd, 0, code, iov, count);

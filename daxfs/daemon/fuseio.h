@@ -19,6 +19,7 @@
 #ifndef FUSE_DIRECT_IO_ALLOW_MMAP
 #define FUSE_DIRECT_IO_ALLOW_MMAP (1ULL << 36)
 #endif
+#define DX_COPY_FILE_RANGE_64 53
 
 typedef struct {
     int fd;                /* of the mount, -1: none */
@@ -44,6 +45,9 @@ int dx_passing(void);
 
 /* The mount is gone: so is libfuse's session. */
 void dx_end(void);
+
+/* Whether a request makes the daemon hold more than before: names, open files, extents. */
+int dx_grows(uint32_t opcode);
 
 /* Answer a request: 0 or -errno. `iov[0]` is for the header, the payload is iov[1..count). `error`: 0 or a positive errno. */
 int dx_answer(uint64_t unique, int error, struct iovec *iov, int count);

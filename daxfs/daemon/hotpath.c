@@ -73,7 +73,7 @@ static const dx_map *hot_map(uint64_t fh, unsigned access, uint32_t hot)
 {
     const dx_map *map;
 
-    if (fh >= handles_count || !(handles[fh].access & access))
+    if (fh >= handles_count || (handles[fh].access & access) != access)
         return NULL;
     map = handles[fh].map;
     return map && map->base && map->times && (map->hot & hot) ? map : NULL;
@@ -168,7 +168,8 @@ static int collect(const dx_map *map, uint64_t at, uint64_t length, int gaps, st
 
 static int hot_read(const struct fuse_in_header *in, const struct fuse_read_in *arg)
 {
-    const dx_map *map = hot_map(arg->fh, DX_READABLE, DX_HOT_READ);
+    const unsigned fills = arg->read_flags & FUSE_READ_LOCKOWNER ? 0 : DX_FILLS;
+    const dx_map *map = hot_map(arg->fh, DX_READABLE | fills, DX_HOT_READ);
     struct iovec iov[1 + PIECES_MAX];
     uint64_t length;
     int count;
@@ -215,7 +216,8 @@ static int hot_write(const struct fuse_in_header *in, const struct fuse_write_in
         dx_store(pieces[i].iov_base, data, pieces[i].iov_len);
         data += pieces[i].iov_len;
     }
-    touch_write(map);
+    if (!(arg->write_flags & FUSE_WRITE_CACHE && dx.init_flags & FUSE_WRITEBACK_CACHE)) /* then the kernel keeps times */
+        touch_write(map);
     dx_fence(); /* data and times are on the medium before the caller hears of it */
     if (dx_lost.fresh) { /* what was stored may have gone nowhere */
         dx_answer(in->unique, EIO, iov, 1);

@@ -15,6 +15,7 @@
 
 #define DX_READABLE 1u
 #define DX_WRITABLE 2u
+#define DX_FILLS 4u /* READs of the kernel's page cache, not only of read(2), are served */
 
 typedef struct {
     int enabled;

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from daxfs.core import policy
-from daxfs.daemon import session
+from daxfs.daemon import caching, session
 from daxfs.errors import BadArgument, NotPermitted
 
 # Options that go to the kernel's mount call as they are. As mount(8) has it, suid and dev are on when root mounts.
@@ -22,13 +22,15 @@ _OPPOSITE = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "ro": "rw", "sy
 _OPPOSITE |= {no: yes for yes, no in _OPPOSITE.items()}
 _OURS = {"rw", "async", "defaults", "default_permissions", "nonempty", "hostsync"}
 # Options with a value: one of a few words, seconds, or a number of blocks, which are fields of policy.Settings but for
-# hotpath; and those of how the daemon runs.
+# _PLAIN; and those of how the daemon runs.
 _WORDS = {
+    "dax": caching.DAX,
     "hotpath": ("on", "off"),
     "policy": tuple(policy.POLICIES),
     "longterm": policy.LONGTERM,
     "lease_then": policy.LEASE_THEN,
 }
+_PLAIN = {"dax", "hotpath"}
 _SECONDS = {"wait_s", "lease_break_s", "invalidate_s", "enospc_wait_s"}
 _BLOCKS = {"pins_max"}
 _RUNNING = {"cpu", "spin_us"}
@@ -40,6 +42,7 @@ class MountOptions:
     readonly: bool = False
     nonempty: bool = False
     hostsync: bool = False
+    dax: str = "always"
     hotpath: bool = True
     cpu: int | None = None  # the serving thread runs on this one only
     spin_us: int = session.SPIN_US
@@ -62,6 +65,7 @@ class MountOptions:
             readonly="ro" in chosen,
             nonempty="nonempty" in chosen,
             hostsync="hostsync" in chosen,
+            dax=chosen.get("dax", "always"),
             hotpath=chosen.get("hotpath") != "off",
             cpu=int(chosen["cpu"]) if "cpu" in chosen else None,
             spin_us=int(chosen.get("spin_us", session.SPIN_US)),
@@ -119,7 +123,7 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 def _settings(chosen: dict[str, str]) -> dict[str, Any]:
     """The fields of policy.Settings that were chosen."""
-    words: dict[str, Any] = {name: chosen[name] for name in chosen.keys() & _WORDS.keys() - {"hotpath"}}
+    words: dict[str, Any] = {name: chosen[name] for name in chosen.keys() & _WORDS.keys() - _PLAIN}
     words.update({name: float(chosen[name]) for name in chosen.keys() & _SECONDS})
     return words | {name: int(chosen[name]) for name in chosen.keys() & _BLOCKS}
 

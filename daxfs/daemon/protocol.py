@@ -20,9 +20,10 @@ FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 FATTR_ATIME, FATTR_MTIME, FATTR_ATIME_NOW, FATTR_MTIME_NOW = 1 << 4, 1 << 5, 1 << 7, 1 << 8
 FATTR_FH, FATTR_CTIME, FATTR_KILL_SUIDGID = 1 << 6, 1 << 10, 1 << 11
 POLL_SCHEDULE_NOTIFY = 1 << 0
-FOPEN_DIRECT_IO, FOPEN_PARALLEL_DIRECT_WRITES = 1 << 0, 1 << 6
+FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PARALLEL_DIRECT_WRITES = 1 << 0, 1 << 1, 1 << 6
 OPEN_KILL_SUIDGID = 1 << 0
-WRITE_KILL_SUIDGID = 1 << 2
+READ_LOCKOWNER = 1 << 1
+WRITE_CACHE, WRITE_KILL_SUIDGID = 1 << 0, 1 << 2
 SETXATTR_ACL_KILL_SGID = 1 << 0
 
 RELEASE_IN = Struct("=Q16x")  # fh
@@ -57,12 +58,19 @@ _NS = 1_000_000_000
 _NO_ENTRY = bytes(_ENTRY_OUT.size)
 NEGATIVE_ENTRY = _ENTRY_OUT.pack(0, 0, VALID_S, 0, 0, 0, *bytes(16))
 """There is no such name, and the kernel may remember it."""
+_READ_FLAGS_AT = 20  # in READ_IN
 _STATX_ALL = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
 
 
 def name_at(body: memoryview, at: int) -> bytes:
     """The name that starts at `at`, up to its NUL."""
     return bytes(body[at:]).split(b"\0", 1)[0]
+
+
+def fills_pages(body: memoryview) -> bool:
+    """Whether a READ is for a page of the kernel's (a mapping, a splice, the page cache), not for the buffer of a read(2):
+    only that names the owner of locks."""
+    return not body[_READ_FLAGS_AT] & READ_LOCKOWNER
 
 
 def sectors(inode: Inode, block_size: int) -> int:

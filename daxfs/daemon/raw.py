@@ -28,7 +28,6 @@ from daxfs.errors import BadArgument, Corrupt, Exists, FsError, LayoutBusy, NoSp
 log = logging.getLogger("daxfs")
 
 COPY_MAX = 4 << 20  # bytes that one COPY_FILE_RANGE copies; callers go on from there
-FILE_FLAGS = protocol.FOPEN_DIRECT_IO | protocol.FOPEN_PARALLEL_DIRECT_WRITES
 _DOT, _DOTDOT = 1, 2  # positions behind `.` and `..`; those of real entries are larger
 _DT_DIR = stat.S_IFDIR >> 12
 _NS = 1_000_000_000
@@ -179,9 +178,14 @@ class RawRequests:
     def open(self, request: Request) -> None:
         flags, more = protocol.OPEN_IN.unpack_from(request.body)
         inode = self._inode(request.nodeid)
+        self.service.caching.await_release(request, inode, flags)
         if flags & os.O_TRUNC:
             self._truncate_at_open(request, inode, kill_priv=bool(more & protocol.OPEN_KILL_SUIDGID))
-        request.reply(protocol.OPEN_OUT.pack(self.service.open(inode, flags, request.pid), FILE_FLAGS))
+        request.reply(self._opened(request, inode, flags))
+
+    def _opened(self, request: Request, inode: Inode, flags: int) -> bytes:
+        fh = self.service.open(inode, flags, request.pid)
+        return protocol.OPEN_OUT.pack(fh, self.service.caching.flags(self.service.file(fh)))
 
     def _truncate_at_open(self, request: Request, inode: Inode, *, kill_priv: bool) -> None:
         new = attributes.Attributes(size=0, kill_priv=kill_priv, breaker=self._breaker(request))
@@ -211,9 +215,9 @@ class RawRequests:
         self._reply_created(request, inode, flags, b"#%d" % inode.ino)
 
     def _reply_created(self, request: Request, inode: Inode, flags: int, name: bytes) -> None:
-        fh = self.service.open(inode, flags, request.pid)
+        opened = self._opened(request, inode, flags)
         self.service.know(inode, request.nodeid, name)
-        request.reply(protocol.entry_out(inode, self._volume.block_size) + protocol.OPEN_OUT.pack(fh, FILE_FLAGS))
+        request.reply(protocol.entry_out(inode, self._volume.block_size) + opened)
 
     # -- data --
 
@@ -228,6 +232,8 @@ class RawRequests:
     def read(self, request: Request) -> None:
         _, offset, size = protocol.READ_IN.unpack_from(request.body)
         inode = self._inode(request.nodeid)
+        if protocol.fills_pages(request.body):
+            self.service.caching.fill(inode)
         data = fileops.read(self._volume, inode, offset, size)
         self.service.accessed(inode)
         request.reply(data)
@@ -237,8 +243,15 @@ class RawRequests:
         inode = self._inode(request.nodeid)
         data = request.body[protocol.WRITE_IN.size : protocol.WRITE_IN.size + size]
         kill_priv = bool(flags & protocol.WRITE_KILL_SUIDGID)
+        keep_times, blocks = self.service.caching.keeps_times(flags), inode.map.blocks
         with self._watched(inode):
-            written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv)
+            written = fileops.write(
+                self._volume, now(), inode, offset, data, kill_priv=kill_priv, keep_times=keep_times
+            )
+        if keep_times and inode.map.blocks != blocks:
+            self.service.caching.grown(inode)
+        if written < size and flags & protocol.WRITE_CACHE:
+            raise NoSpace("the volume is full")  # writing back, the kernel looks at errors, but not at how much was written
         request.reply(protocol.WRITE_OUT.pack(written))
 
     def fallocate(self, request: Request) -> None:
@@ -250,6 +263,18 @@ class RawRequests:
         request.reply()
 
     def lseek(self, request: Request) -> None:
+        inode = self._inode(request.nodeid)
+        if self.service.caching.may_be_dirty(inode):  # the kernel does not write it back first
+            self.service.start(self._seek_when_written, request, inode.ino)
+        else:
+            self._seek(request)
+
+    async def _seek_when_written(self, request: Request, ino: int) -> None:
+        await self.service.caching.drop(ino)
+        if not request.answered:
+            self._translated(self._seek)(request)
+
+    def _seek(self, request: Request) -> None:
         _, offset, whence = protocol.LSEEK_IN.unpack_from(request.body)
         found = fileops.seek(self._volume, self._inode(request.nodeid), offset, whence)
         request.reply(protocol.LSEEK_OUT.pack(found))

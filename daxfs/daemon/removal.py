@@ -30,9 +30,10 @@ from daxfs.core import holding, poison
 from daxfs.core.events import Event
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.pins import State
-from daxfs.daemon import placement, protocol, session
+from daxfs.daemon import protocol, session
 from daxfs.daemon.service import OpenFile, Service, Turns, now
 from daxfs.daemon.session import Request
+from daxfs.daemon.threads import in_thread
 from daxfs.errors import Corrupt, FsError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Removal:
         """Nobody shall go on with pages of the kernel. This can wait for dirty ones to be written, so a thread does it."""
         for inode in self._known():
             if inode.opens and inode.is_file:
-                await placement.in_thread(session.inval_inode, inode.ino)
+                await in_thread(session.inval_inode, inode.ino)
 
     def _known(self) -> list[Inode]:
         return self._volume.in_memory()

@@ -24,6 +24,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -40,12 +41,13 @@ from daxfs.core.format import format_image
 from daxfs.core.layout import BLOCK_SIZE
 from daxfs.core.pmem import Pmem
 from daxfs.core.volume import Volume
-from daxfs.daemon import mountpoint, placement, serving, session, survivors
+from daxfs.daemon import caching, mountpoint, serving, session, survivors
 from daxfs.daemon.operations import Operations
 from daxfs.daemon.options import MountOptions
 from daxfs.daemon.raw import RawRequests
 from daxfs.daemon.removal import Removal
 from daxfs.daemon.service import Service, now
+from daxfs.daemon.threads import in_thread, pin
 from daxfs.errors import Busy, FsError, ImageError
 
 import pyfuse3  # isort: skip  # after the native session, which must be in the process first
@@ -54,6 +56,8 @@ log = logging.getLogger("daxfs")
 
 IMAGE_SIZE = 1 << 30
 SERVED_S_MAX = 30  # from mounting to the first answer
+SPARE = 16 << 20  # bytes of memory that are kept back: what the requests under way may need besides
+STACK = 1 << 20  # bytes of a thread's
 CLOSE_S_MAX = 10  # what an unmounted daemon may take to close the image
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SERVED = b"served"
@@ -122,11 +126,13 @@ class Mounting:
         """Mount and serve until the end; `ready` is called once, when the mount answers. FsError if it never did."""
         volume = self._open()
         try:
-            service = Service(volume, self.place)
+            service = Service(volume, self.place, self.options.dax)
             removal = self._mount(service)
             _calm_gc()
             if self.options.cpu is not None:
-                placement.pin(self.options.cpu)
+                pin(self.options.cpu)
+            threading.stack_size(STACK)
+            session.keep_spare(SPARE)
             try:
                 trio.run(self._run, service, removal, ready)
             finally:
@@ -172,8 +178,7 @@ class Mounting:
         requests.install()
         service.volume.journal.check_medium = requests.removal.check
         session.configure(
-            # Not O_TRUNC in OPEN: the kernel sends that before it finds that the file is a running program (ETXTBSY).
-            init_flags=session.INIT_DEFAULT & ~session.INIT_ATOMIC_O_TRUNC | session.INIT_EXPORT_SUPPORT,
+            init_flags=caching.init_flags(self.options.dax),
             hotpath=self.options.hotpath,
             atime=not self.options.readonly,
             spin_us=self.options.spin_us,
@@ -202,8 +207,8 @@ class Mounting:
         """Ask the mount something, as anybody would; then it is known to be served."""
         try:
             with trio.fail_after(SERVED_S_MAX):
-                await placement.in_thread(os.statvfs, self.place, abandon_on_cancel=True)
-        except (OSError, trio.TooSlowError) as e:
+                await in_thread(os.statvfs, self.place, abandon_on_cancel=True)
+        except (OSError, FsError, trio.TooSlowError) as e:
             self._problem = FsError(f"{self.place} is mounted but does not answer ({e!r}); see the log")
         mounted = mountpoint.top(self.place)
         if not session.mounted() or mounted is None or mounted.fstype != mountpoint.FSTYPE:
@@ -227,11 +232,11 @@ class Mounting:
     async def _unmount(self) -> None:
         try:
             try:
-                await placement.in_thread(mountpoint.unmount, self.place, abandon_on_cancel=True)
+                await in_thread(mountpoint.unmount, self.place, abandon_on_cancel=True)
             except Busy:
                 log.warning("%s is in use: it is detached, and served until its last user lets go", self.place)
                 detach = functools.partial(mountpoint.unmount, self.place, lazy=True)
-                await placement.in_thread(detach, abandon_on_cancel=True)
+                await in_thread(detach, abandon_on_cancel=True)
         except FsError as e:
             log.error("%s; ending without it", e.why)
             pyfuse3.terminate()

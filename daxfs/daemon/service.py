@@ -25,14 +25,17 @@ from daxfs.core.inode import Inode
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Volume
-from daxfs.daemon import placement, session
+from daxfs.daemon import session
+from daxfs.daemon.caching import Caching
 from daxfs.daemon.waiting import Waiting
-from daxfs.errors import BadDescriptor, BadHandle, FsError
+from daxfs.errors import BadDescriptor, BadHandle, FsError, NoMemory
 
 log = logging.getLogger("daxfs")
 
+
 RELEASE_BATCH = 64  # pins that are released between two looks at the mount
 FREE_BATCH = 64  # runs that the delayed free gives back between two looks at the mount
+INSIST_MAX = 100  # how often what must be done is tried again
 WORK_S = 0.005  # how long one handler may go on before others get their turn
 
 
@@ -60,6 +63,7 @@ class OpenFile:
     flags: int  # of open(2)
     fh: int = 0
     task: int = 0  # the thread that opened it
+    cached: bool = False  # goes through the kernel's page cache
     readable: bool = field(init=False)
     writable: bool = field(init=False)
 
@@ -96,7 +100,7 @@ class Reports:
 
 
 class Service:
-    def __init__(self, volume: Volume, mountpoint: str) -> None:
+    def __init__(self, volume: Volume, mountpoint: str, dax: str = "always") -> None:
         self.volume = volume
         self.mountpoint = mountpoint
         self.device = self.mount_id = ""  # major:minor of the mount and its number, once it is `served`
@@ -106,6 +110,7 @@ class Service:
         self.opened: dict[int, dict[int, OpenFile]] = {}  # regular files by inode and handle
         self.unpinned = trio.Event()  # the delayed free has work
         self.waiting = Waiting(volume, self.start)
+        self.caching = Caching(self, dax, self.start)
         self.reports = Reports()
         self.pollers: dict[int, set[int]] = {}  # handle -> what the kernel wants to hear when an event comes
         volume.events.on_event = self.wake_pollers
@@ -166,18 +171,20 @@ class Service:
 
     def open(self, inode: Inode, flags: int, task: int = 0) -> int:
         """A handle for the kernel. `task`: the thread that opens."""
-        file = OpenFile(inode, flags, task=task)
+        file = OpenFile(inode, flags, task=task, cached=self.caching.admits(inode, flags))
         inode.opens += 1
         try:
             if inode.is_file:
                 inode.set_hot()
                 file.fh = session.attach(
                     inode.map.pointer,
-                    readable=flags & os.O_ACCMODE != os.O_WRONLY,
+                    readable=file.cached or flags & os.O_ACCMODE != os.O_WRONLY,  # pages are read through any handle
                     writable=file.writable,
+                    fills=file.cached or not self.caching.on,
                     keep=file,
                 )
                 self.opened.setdefault(inode.ino, {})[file.fh] = file
+                self.caching.opened(file)
             else:
                 file.fh = session.attach(keep=file)
         except BaseException:
@@ -225,6 +232,7 @@ class Service:
             same.pop(fh, None)
             if not same:
                 del self.opened[file.inode.ino]
+            self.caching.closed(file)
         holding.release_owner(self.volume, fh)
         self.moved(file.inode.ino)
         return file.inode
@@ -255,7 +263,8 @@ class Service:
     def stale_data(self, inode: Inode) -> None:
         """So have the bytes: mappings shall see them soon. This can wait for dirty pages, so a thread does it."""
         self.stale(inode)
-        self.start(placement.in_thread, session.inval_inode, inode.ino)
+        if not self.caching.on:  # else there are none
+            self.start(self.caching.drop, inode.ino)
 
     def wake_pollers(self, fh: int) -> None:
         for kh in self.pollers.pop(fh, ()):
@@ -274,6 +283,8 @@ class Service:
         async def task() -> None:
             try:
                 await work(*args)
+            except NoMemory as e:
+                log.error("%s: %s", getattr(work, "__qualname__", work), e.why)
             except Exception as e:
                 self.crashed(e)
 
@@ -299,5 +310,15 @@ class Service:
 
     def crashed(self, problem: BaseException) -> None:
         """Something failed that should not: nothing is changed any more, so that nothing gets worse."""
-        log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem)
-        self.volume.fail(repr(problem))
+        _insist(lambda: self.volume.fail(repr(problem)))
+        _insist(lambda: log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem))
+
+
+def _insist(work: Callable[[], object]) -> None:
+    """Do what must not be left undone because memory is short for a moment."""
+    for _ in range(INSIST_MAX):
+        try:
+            work()
+        except MemoryError:
+            continue
+        return

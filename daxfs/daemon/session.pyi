@@ -21,8 +21,9 @@ INIT_HANDLE_KILLPRIV_V2: int
 INIT_SETXATTR_EXT: int
 INIT_EXT: int
 INIT_DIRECT_IO_ALLOW_MMAP: int
+INIT_WRITEBACK_CACHE: int
 INIT_DEFAULT: int
-"""All of them but EXPORT_SUPPORT (which needs a LOOKUP of `.` and `..` that works)."""
+"""All of them but EXPORT_SUPPORT (which needs a LOOKUP of `.` and `..` that works) and WRITEBACK_CACHE."""
 
 class Request:
     """One FUSE request that Python answers, exactly once, now or later, from any thread.
@@ -95,17 +96,29 @@ def look() -> bool:
 def lost() -> bool:
     """Whether pages of the image were lost since `guard`."""
 
-def attach(map_pointer: int = 0, *, readable: bool = True, writable: bool = False, keep: object = None) -> int:
+def attach(
+    map_pointer: int = 0, *, readable: bool = True, writable: bool = False, fills: bool = True, keep: object = None
+) -> int:
     """A file handle for the kernel: the `fh` of an OPEN, CREATE or OPENDIR reply. With the address of a `dx_map`
     (ExtentMap.pointer) it is hot: reads and in-place writes are answered in C as far as the map's hot bits allow; 0
-    makes a cold handle. `keep` is held until detach(): give the object that owns the map, which must stay where it
-    is until then. Handles are small numbers, used again after detach()."""
+    makes a cold handle. Without `fills`, READs for pages of the kernel (no lock owner) are left to the callback. `keep` is
+    held until detach(): give the object that owns the map, which must stay where it is until then. Handles are small
+    numbers, used again after detach()."""
 
 def detach(fh: int) -> None:
     """The kernel has released the handle. KeyError if it is not attached."""
 
 def keeper(fh: int) -> object:
     """The `keep` object of a handle. KeyError if it is not attached: answer EBADF."""
+
+def keep_spare(size: int) -> None:
+    """Keep so many bytes of address space back for when allocations fail (spare.h). MemoryError if they are not there."""
+
+def give_spare() -> bool:
+    """An allocation that is not Python's has failed: whether trying again is worth it."""
+
+def short() -> bool:
+    """Whether what makes the daemon hold more is refused, as there is no memory."""
 
 SPIN_US: int
 SPIN_US_MAX: int
@@ -130,7 +143,8 @@ def waiting() -> list[Request]:
 def counters() -> dict[str, int]:
     """Since the import: hot_reads, hot_writes, hot_read_bytes, hot_write_bytes, raw (to callbacks), passed (to
     pyfuse3), interrupts, drains (calls of `drain`), spins and spin_hits, spin_us (time in spins), naps and nap_hits (see
-    linger.h), lost (answers that the kernel did not take: caller or mount gone), no_memory (requests answered ENOMEM)."""
+    linger.h), lost (answers that the kernel did not take: caller or mount gone), refused (for
+    want of memory)."""
 
 def inval_inode(ino: int, offset: int = 0, length: int = 0) -> None:
     """Drop the kernel's cached attributes of an inode and its cached pages of a range (length 0: to the end; offset

@@ -16,7 +16,8 @@ Rules
 - A caller or a mount that is gone is no error: the answer is lost, and counted.
 - No stream of requests keeps the thread from trio for more than 2 ms and the last request, and no waiting does while trio has
   something to do: a task that could run (`Runnable`), a deadline, an event.
-- Without memory for a request the answer is ENOMEM, from C; the next one is tried again.
+- Without memory (spare.h) a request that would make the daemon hold more is answered ENOMEM before anybody sees it. A failed
+  allocation in here costs the request under way an EIO or ENOMEM, and nobody anything else.
 - The module must be loaded before pyfuse3 (importing `daxfs.daemon` does it); the import fails otherwise.
 
 States of a Request: new (in its callback), kept (unanswered behind it, listed by waiting()), answered.
@@ -49,7 +50,7 @@ cdef extern from "fuseio.h" nogil:
     enum:
         FUSE_ASYNC_READ, FUSE_ATOMIC_O_TRUNC, FUSE_EXPORT_SUPPORT, FUSE_BIG_WRITES, FUSE_DONT_MASK, FUSE_HAS_IOCTL_DIR
         FUSE_DO_READDIRPLUS, FUSE_READDIRPLUS_AUTO, FUSE_ASYNC_DIO, FUSE_PARALLEL_DIROPS, FUSE_POSIX_ACL, FUSE_MAX_PAGES
-        FUSE_CACHE_SYMLINKS, FUSE_HANDLE_KILLPRIV_V2, FUSE_SETXATTR_EXT, FUSE_INIT_EXT
+        FUSE_CACHE_SYMLINKS, FUSE_WRITEBACK_CACHE, FUSE_HANDLE_KILLPRIV_V2, FUSE_SETXATTR_EXT, FUSE_INIT_EXT
         FUSE_FORGET, FUSE_READ, FUSE_WRITE, FUSE_INIT, FUSE_INTERRUPT, FUSE_SETXATTR, FUSE_BATCH_FORGET
         FUSE_NOTIFY_POLL, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY
     const uint64_t FUSE_DIRECT_IO_ALLOW_MMAP
@@ -76,12 +77,13 @@ cdef extern from "fuseio.h" nogil:
     int dx_pass(const fuse_in_header *, size_t)
     int dx_passing()
     void dx_end()
+    int dx_grows(uint32_t)
     int dx_answer(uint64_t, int, iovec *, int)
     int dx_notify(int, int, iovec *, int)
 
 cdef extern from "hotpath.h" nogil:
     enum:
-        DX_READABLE, DX_WRITABLE
+        DX_READABLE, DX_WRITABLE, DX_FILLS
     ctypedef struct dx_map:
         pass
     ctypedef struct dx_hot_state:
@@ -115,6 +117,13 @@ cdef extern from "lostpages.h" nogil:
     int dx_guard(void *base, size_t size, int fd)
     void dx_look()
 
+cdef extern from "spare.h" nogil:
+    int dx_spare_keep(size_t)
+    int dx_spare_gone()
+    int dx_spare_give(size_t)
+    int dx_spare_regain()
+    void dx_spare_complain()
+
 INIT_ASYNC_READ = FUSE_ASYNC_READ
 INIT_ATOMIC_O_TRUNC = FUSE_ATOMIC_O_TRUNC
 INIT_EXPORT_SUPPORT = FUSE_EXPORT_SUPPORT
@@ -132,9 +141,10 @@ INIT_HANDLE_KILLPRIV_V2 = FUSE_HANDLE_KILLPRIV_V2
 INIT_SETXATTR_EXT = FUSE_SETXATTR_EXT
 INIT_EXT = FUSE_INIT_EXT
 INIT_DIRECT_IO_ALLOW_MMAP = FUSE_DIRECT_IO_ALLOW_MMAP
+INIT_WRITEBACK_CACHE = FUSE_WRITEBACK_CACHE
 
 # Not among them: AUTO_INVAL_DATA, as a new mtime would throw mapped pages away, and the kernel drops those that a direct
-# write overtakes anyway; the lock flags, so that the kernel keeps locks itself; WRITEBACK_CACHE.
+# write overtakes anyway; the lock flags, so that the kernel keeps locks itself; WRITEBACK_CACHE (caching.py).
 INIT_DEFAULT = (
     INIT_ASYNC_READ | INIT_ATOMIC_O_TRUNC | INIT_BIG_WRITES | INIT_DONT_MASK | INIT_HAS_IOCTL_DIR | INIT_DO_READDIRPLUS
     | INIT_READDIRPLUS_AUTO | INIT_ASYNC_DIO | INIT_PARALLEL_DIROPS | INIT_POSIX_ACL | INIT_MAX_PAGES | INIT_CACHE_SYMLINKS
@@ -152,6 +162,8 @@ cdef enum:
     COPY_MAX = 16384  # bytes of a request that are copied for Python; more is lent
     PIECES_MAX = 1000  # the kernel takes 1024
     HOT_BATCH = 16  # hot requests between two looks at the clock
+    INSIST_MAX = 100  # how often what must not fail is tried again when memory is short
+    SHORT_QUIET_NS = 10_000_000_000  # between two complaints about memory
 
 cdef list _callbacks = [None] * OPCODES
 cdef dict _kept = {}  # unique -> address of a Request, which removes itself
@@ -161,7 +173,10 @@ cdef object _on_lost = None
 cdef _Buffer _buffer = None  # where the next request is read into
 cdef _Buffer _reserve = None  # stands in for it when there is no memory for a new one; never lent
 cdef int _runnable = 0  # trio's tasks that wait for their turn
-cdef uint64_t _raw = 0, _passed = 0, _interrupts = 0, _drains = 0, _lost = 0, _no_memory = 0
+cdef bint _short = False  # whether requests are refused for want of memory
+cdef int64_t _short_told = 0
+cdef uint64_t _unanswered = 0  # the request that was read, until somebody answers for it
+cdef uint64_t _raw = 0, _passed = 0, _interrupts = 0, _drains = 0, _lost = 0, _refused = 0
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -178,7 +193,9 @@ cdef class _Buffer:
 
     def __cinit__(self, size_t size):
         cdef void *memory = NULL
-        if posix_memalign(&memory, 4096, size + 64):
+        if posix_memalign(&memory, 4096, size + 64) and (
+            not dx_spare_give(size) or posix_memalign(&memory, 4096, size + 64)
+        ):
             raise MemoryError
         self.memory = <char *>memory
         self.start = self.memory + 48
@@ -202,6 +219,7 @@ cdef class Request:
     cdef readonly bint answered
     cdef readonly bint interrupted
     cdef public object on_interrupt
+    cdef object number  # its key in _kept: there must be one when it has to go
 
     def __init__(self):
         raise TypeError("requests come from the kernel")
@@ -211,10 +229,7 @@ cdef class Request:
             return
         self.finish()
         _send_error(self.unique, EIO)
-        try:
-            log.error("request %d (opcode %d) was dropped without an answer; answered EIO", self.unique, self.opcode)
-        except Exception:
-            pass
+        _say(log.error, "request %d (opcode %d) was dropped without an answer; answered EIO", (self.unique, self.opcode))
 
     def __repr__(self):
         return (f"<Request {self.unique} opcode={self.opcode} nodeid={self.nodeid} pid={self.pid}"
@@ -222,7 +237,8 @@ cdef class Request:
 
     cdef void finish(self) noexcept:
         self.answered = True
-        _kept.pop(self.unique, None)
+        if self.number is not None:
+            _kept.pop(self.number, None)  # it has no need of memory: the key is there, with its hash
 
     cdef int begin_answer(self) except -1:
         if self.answered:
@@ -282,6 +298,21 @@ cdef class Request:
         _send_error(self.unique, number)
 
 
+cdef void _say(report, text, tuple args=(), exc=None) noexcept:
+    """Log it, if there is any way; that it cannot be logged is no reason to leave out what comes next."""
+    cdef int tries = INSIST_MAX
+    while tries > 0:
+        tries -= 1
+        try:
+            report(text, *args, exc_info=exc)
+            return
+        except MemoryError:
+            continue
+        except BaseException:
+            break
+    dx_spare_complain()
+
+
 cdef void _send_error(uint64_t unique, int number) noexcept:
     global _lost
     cdef iovec iov[1]
@@ -308,17 +339,26 @@ cdef int _send(uint64_t unique, iovec *iov, int count) except -1:
 
 cdef _crashed(Request request, exc):
     """A bug in a callback: say so, let the caller go, tell the daemon."""
-    log.error("request %d (opcode %d) failed with a bug; answered EIO", request.unique, request.opcode, exc_info=exc)
+    cdef int tries = INSIST_MAX
     if not request.answered:
-        request.error(EIO)
-    if _on_crash is not None:
+        request.finish()
+        request.on_interrupt = None
+        _send_error(request.unique, EIO)
+    while _on_crash is not None and tries > 0:
+        tries -= 1
         try:
             _on_crash(exc)
+            break
+        except MemoryError:
+            continue
         except BaseException:
-            log.exception("on_crash failed")
+            _say(log.exception, "on_crash failed")
+            break
+    _say(log.error, "request %d (opcode %d) failed with a bug; answered EIO", (request.unique, request.opcode), exc)
 
 
 cdef Request _new_request(const fuse_in_header *header, size_t length):
+    global _unanswered
     cdef Request request = Request.__new__(Request)
     request.answered = True  # until it is whole
     request.opcode = header.opcode
@@ -332,22 +372,47 @@ cdef Request _new_request(const fuse_in_header *header, size_t length):
     else:
         request.body = memoryview(_buffer)[HEADER:length]
     request.answered = header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET
+    _unanswered = 0
     return request
 
 
 cdef void _without_memory(const fuse_in_header *header) noexcept:
     """No request could be made of it, or left to libfuse."""
-    global _no_memory
-    _no_memory += 1
+    global _refused
+    _refused += 1
     if header.opcode != FUSE_FORGET and header.opcode != FUSE_BATCH_FORGET:
         _send_error(header.unique, ENOMEM)
 
 
+cdef Request _insist_on_request(const fuse_in_header *header, size_t length):
+    """A RELEASE that is lost would never be repeated. None if there is no memory, however often one tries."""
+    cdef int tries = INSIST_MAX
+    while tries > 0:
+        tries -= 1
+        try:
+            return _new_request(header, length)
+        except MemoryError:
+            continue
+    return None
+
+
+cdef _keep(Request request):
+    """So that its caller can be interrupted; not being able to is no reason to fail."""
+    cdef int tries = INSIST_MAX
+    while tries > 0:
+        tries -= 1
+        try:
+            number = request.unique
+            _kept[number] = <uintptr_t><void *>request
+            request.number = number
+            return
+        except MemoryError:
+            continue
+
+
 cdef _dispatch(const fuse_in_header *header, size_t length):
-    cdef Request request
-    try:
-        request = _new_request(header, length)
-    except MemoryError:
+    cdef Request request = _insist_on_request(header, length)
+    if request is None:
         _without_memory(header)
         return
     try:
@@ -355,10 +420,7 @@ cdef _dispatch(const fuse_in_header *header, size_t length):
     except BaseException as exc:
         _crashed(request, exc)
     if not request.answered:
-        _kept[request.unique] = <uintptr_t><void *>request
-    request = None
-    if _buffer.exports:
-        _renew_buffer()
+        _keep(request)
 
 
 cdef _interrupt(const fuse_interrupt_in *arg):
@@ -422,13 +484,28 @@ cdef _Buffer _new_buffer():
 
 
 cdef void _renew_buffer() noexcept:
-    """The buffer is lent, or was not to be had last time."""
+    """Somebody holds the body of a request that is in the buffer, or there was no memory for a new one last time."""
     global _buffer
     _buffer = _reserve
     try:
         _buffer = _new_buffer()
-    except MemoryError:
+    except BaseException:
         pass
+
+
+cdef void _mind_memory() noexcept:
+    """The spare memory is gone: what makes the daemon hold more is refused until it is back."""
+    global _short, _short_told
+    cdef bint short = not dx_spare_regain()
+    if short == _short:
+        return
+    _short = short
+    if not short:
+        _say(log.warning, "there is memory again: nothing is refused any more")
+    elif dx_clock() > _short_told:
+        _short_told = dx_clock() + SHORT_QUIET_NS
+        _say(log.error, "out of memory: names, opens and writes are refused (ENOMEM) until there is more; raise the limit"
+             " of the daemon (prlimit --as), or close files and drop the caches of the host")
 
 
 cdef class Runnable:
@@ -448,26 +525,29 @@ def drain(int others=-1, double patience_s=0):
     global _drains
     cdef dx_turn turn
     _drains += 1
-    if _buffer is _reserve:
-        _renew_buffer()
     dx_begin(&turn, others, <int64_t>(1e9 * min(max(patience_s, 0), 1)))
     try:
         return _drain(&turn)
     except BaseException as exc:  # each round has taken a request, so this does not go on for ever
-        try:
-            log.critical("the session failed", exc_info=exc)
-        except BaseException:
-            pass
+        if _unanswered:
+            _send_error(_unanswered, EIO)
+        _say(log.critical, "the session failed", (), exc)
         return True
 
 
 cdef bint _drain(dx_turn *turn) except -1:
+    global _unanswered
     cdef bint first = True
     cdef int hot = 0
     cdef ssize_t n
     while turn.now < turn.end:
+        _unanswered = 0
+        if dx_spare_gone() or _short:
+            _mind_memory()
         if dx_lost.fresh:
             _tell_lost()
+        if _buffer.exports or _buffer is _reserve:
+            _renew_buffer()
         n = _next(first, turn)
         if n == -EAGAIN:
             break
@@ -477,7 +557,7 @@ cdef bint _drain(dx_turn *turn) except -1:
         if n < 0:
             dx_end()
             if n != -ENODEV:
-                log.critical("requests cannot be read any more (errno %d)", -n)
+                _say(log.critical, "requests cannot be read any more (errno %d)", (-n,))
             return False
         if _answer(<const fuse_in_header *>_buffer.start, <size_t>n):
             hot += 1
@@ -506,17 +586,22 @@ cdef ssize_t _next(bint first, dx_turn *turn) noexcept:
 
 cdef bint _answer(const fuse_in_header *header, size_t length) except -1:
     """Whether it was hot."""
-    global _raw, _passed
+    global _raw, _passed, _refused, _unanswered
     if length < HEADER:
-        log.error("a request of %d bytes; ignored", length)
-    elif (header.opcode == FUSE_READ or header.opcode == FUSE_WRITE) and dx_try_hot(header, length):
+        _say(log.error, "a request of %d bytes; ignored", (length,))
+        return False
+    if (header.opcode == FUSE_READ or header.opcode == FUSE_WRITE) and dx_try_hot(header, length):
         return True
-    elif header.opcode == FUSE_INTERRUPT:
+    _unanswered = header.unique
+    if header.opcode == FUSE_INTERRUPT:
         _interrupt(<const fuse_interrupt_in *>(_buffer.start + HEADER))
+    elif _short and dx_grows(header.opcode):
+        _refused += 1
+        _send_error(header.unique, ENOMEM)
     elif header.opcode < OPCODES and _callbacks[header.opcode] is not None:
         _raw += 1
         _dispatch(header, length)
-    elif dx_pass(header, length):
+    elif dx_pass(header, length) and not (dx_spare_give(length) and dx_pass(header, length) == 0):
         _without_memory(header)
     else:
         _passed += 1
@@ -557,13 +642,20 @@ def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, 
     _reserve = _new_buffer()
 
 
-def attach(uintptr_t map_pointer=0, *, bint readable=True, bint writable=False, keep=None):
-    cdef unsigned access = (DX_READABLE if readable else 0) | (DX_WRITABLE if writable else 0)
+def attach(uintptr_t map_pointer=0, *, bint readable=True, bint writable=False, bint fills=True, keep=None):
+    cdef unsigned access = (DX_READABLE if readable else 0) | (DX_WRITABLE if writable else 0) | (DX_FILLS if fills else 0)
     cdef uint64_t fh = dx_attach(<const dx_map *>map_pointer, access)
+    if fh == 0 and dx_spare_give(1):
+        fh = dx_attach(<const dx_map *>map_pointer, access)
     if fh == 0:
         raise MemoryError
-    _keepers[fh] = keep
-    return fh
+    try:
+        number = fh
+        _keepers[number] = keep
+    except BaseException:
+        dx_detach(fh)
+        raise
+    return number
 
 
 def detach(uint64_t fh):
@@ -573,6 +665,19 @@ def detach(uint64_t fh):
 
 def keeper(uint64_t fh):
     return _keepers[fh]
+
+
+def keep_spare(size_t size):
+    if dx_spare_keep(size) < 0:
+        raise MemoryError
+
+
+def give_spare():
+    return bool(dx_spare_give(1))
+
+
+def short():
+    return _short
 
 
 def mounted():
@@ -605,7 +710,7 @@ def counters():
         "naps": dx_linger.naps,
         "nap_hits": dx_linger.nap_hits,
         "lost": _lost,
-        "no_memory": _no_memory,
+        "refused": _refused,
     }
 
 

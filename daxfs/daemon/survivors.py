@@ -22,8 +22,10 @@ import trio
 from daxfs.core import holding
 from daxfs.core.pins import Pin
 from daxfs.core.volume import Volume
-from daxfs.daemon import holders, mountpoint, placement
+from daxfs.daemon import holders, mountpoint
 from daxfs.daemon.service import Service
+from daxfs.daemon.threads import in_thread
+from daxfs.errors import NoMemory
 
 log = logging.getLogger("daxfs")
 
@@ -39,7 +41,11 @@ async def reap_worker(service: Service) -> None:
         await service.served.wait()
         log.info("%d pins of an earlier daemon are kept until their holders are gone", len(left))
     while left := volume.pins.survivors():
-        ended = await placement.in_thread(gone, left, volume, service.device)
+        try:
+            ended = await in_thread(gone, left, volume, service.device)
+        except NoMemory as e:
+            log.error("%s: who holds pins is not known now", e.why)
+            ended = []
         if service.gone:
             return
         for pin in filter(volume.pins.has, ended):

@@ -29,6 +29,7 @@ from daxfs.errors import FsError, LayoutBusy, NoSpace
 
 Handler = Callable[[Request], None]
 FORGET_WAIT_S = 0.1  # the kernel sends it when unlink(2) is over, unless somebody uses the file (O_PATH)
+RELEASE_WAIT_S = 0.02  # the kernel sends it when the last page is written, which may be a little behind close(2)
 _SPACE = 0  # the key of those who wait for space: no inode has this number
 _CHANGES = ("wait", "lease", "invalidate")
 
@@ -137,6 +138,7 @@ class Waiting:
             "lease": settings.lease_break_s,
             "invalidate": settings.invalidate_s,
             "forget": FORGET_WAIT_S,
+            "release": RELEASE_WAIT_S,
             "space": settings.enospc_wait_s,
         }.get(kind, 0.0)
         return seconds or float("inf")

@@ -51,7 +51,8 @@
  * PIN: in: offset, length (bytes, block aligned), flags. out: id, how many runs, how many blocks. PIN_RUNS has the runs.
  * Errors: EINVAL (misaligned, empty, flags), EACCES (the descriptor is not open for reading, or for a write pin not for
  * writing), ENXIO (beyond the end of file), EFAULT (read pin of a hole), EIO (poisoned blocks), ENODEV (the device is being
- * removed), EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full).
+ * removed), EISDIR/EINVAL (not a regular file), ENOMEM (limit), ENOSPC (write pin of a hole, volume full), EBUSY (dax=never:
+ * the file is open through the page cache; open it with O_DIRECT, and close it everywhere else).
  */
 struct daxfs_pin {
 	uint64_t offset;
@@ -218,7 +219,7 @@ DAXFS_SIZE(daxfs_admin, 24);
 
 /*
  * CHANGE: a layout change that does not wait. in: offset (TRUNCATE: the size), length, op, flags. Errors: as truncate(2) and
- * fallocate(2), and EAGAIN with CHANGE_NOWAIT where those would wait.
+ * fallocate(2), EAGAIN with CHANGE_NOWAIT where those would wait, and EOPNOTSUPP with dax=never.
  */
 struct daxfs_change {
 	uint64_t offset;

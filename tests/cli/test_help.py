@@ -14,6 +14,7 @@ from daxfs.cli.app import run
 COMMANDS = [
     "mkfs", "mount", "umount", "fsck", "info", "extents", "pin", "pins", "busy", "policy", "device status", "device remove",
     "device inject-error", "scenario list", "scenario show", "scenario run", "scenario storm", "lab crash",
+    "bench",
 ]  # fmt: skip
 
 

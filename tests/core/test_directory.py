@@ -14,9 +14,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from daxfs.core.directory import Directory, Slots, pack_block, pack_record, parse_block
+from daxfs.core.directory import Directory, Slots, pack_block, parse_block
 from daxfs.core.inode import Inode
 from daxfs.core.layout import DIRBLOCK, DIRENT_ALIGN
+from daxfs.core.records import pack_entry
 from daxfs.core.volume import Transaction, Volume
 from daxfs.errors import Corrupt, Exists, FsError, NameTooLong, NoEntry
 
@@ -255,10 +256,10 @@ def test_well_formed_but_wrong(vol: Volume, records: list[tuple[int, int, int, b
     data = pack_block(inode.block(0), inode.ino, 0, vol.block_size)[: DIRBLOCK.size]
     left = vol.block_size // DIRENT_ALIGN - 2
     for ino, length, dtype, name in records:
-        data += pack_record(ino, length, dtype, name).ljust(length * DIRENT_ALIGN, b"\0")
+        data += pack_entry(ino, length, dtype, name).ljust(length * DIRENT_ALIGN, b"\0")
         left -= length
     if left > 0:
-        data += pack_record(0, left, 0, b"")
+        data += pack_entry(0, left, 0, b"")
     vol.pmem.store(block_of(vol, inode), data[: vol.block_size].ljust(vol.block_size, b"\0"))
     with pytest.raises(Corrupt, match=why):
         Directory(vol, inode).lookup(b"a")

@@ -321,12 +321,6 @@ class SetAndModel:
         assert self.set.remove(start, count) == runs_of(gone)
         self.model -= gone
 
-    def take(self, want: int, goal: int) -> None:
-        runs = self.set.take(want, goal)
-        assert runs == naive_take(self.model, want, goal)
-        for start, count in runs or []:
-            self.model -= set(range(start, start + count))
-
     def check(self) -> None:
         self.set.check()
         assert self.set.runs() == runs_of(self.model)
@@ -338,34 +332,10 @@ class SetAndModel:
         assert self.set.runs(start, count) == behind[:count]
 
 
-def naive_take(held: set[int], want: int, goal: int) -> list[tuple[int, int]] | None:
-    """One run at the goal, else the first one that is long enough from there on, round the end; else pieces in order."""
-    if want == 0:
-        return []
-    if want > len(held):
-        return None
-    if all(b in held for b in range(goal, goal + want)):
-        return [(goal, want)]
-    runs = runs_of(held)
-    ordered = [r for r in runs if sum(r) > goal] + [r for r in runs if sum(r) <= goal]
-    for start, count in ordered:
-        if count >= want:
-            return [(start, want)]
-    order = sorted(b for b in held if b >= goal) + sorted(b for b in held if b < goal)
-    pieces: list[tuple[int, int]] = []
-    for b in order[:want]:
-        if pieces and sum(pieces[-1]) == b:
-            pieces[-1] = (pieces[-1][0], pieces[-1][1] + 1)
-        else:
-            pieces.append((b, 1))
-    return pieces
-
-
 set_steps = st.lists(
     st.one_of(
         st.tuples(st.just("add"), blocks, lengths),
         st.tuples(st.just("remove"), blocks, lengths),
-        st.tuples(st.just("take"), st.integers(0, 12), st.integers(0, SPAN + 5)),
     ),
     max_size=60,
 )
@@ -391,21 +361,6 @@ def test_a_set_is_loaded_from_arrays(held: set[int]) -> None:
     assert loaded.runs() == runs_of(held)
 
 
-def test_all_is_taken_and_comes_back() -> None:
-    """An allocator's life: fragments until nothing is left, then all of it in one run again."""
-    free = RunSet(4)
-    free.add(10, 400)
-    taken = []
-    while (runs := free.take(7, 10 + len(taken) * 31 % 400)) is not None:
-        taken += runs
-        free.check()
-    assert sum(count for _, count in taken) == 399
-    for start, count in taken[::2] + taken[1::2]:
-        free.add(start, count)
-        free.check()
-    assert free.runs() == [(10, 400)]
-
-
 # -- pin counts --
 
 pin_runs = st.lists(st.tuples(blocks, st.integers(1, 12)), min_size=1, max_size=4)
@@ -413,7 +368,7 @@ pin_runs = st.lists(st.tuples(blocks, st.integers(1, 12)), min_size=1, max_size=
 
 @given(st.lists(st.tuples(st.booleans(), pin_runs), max_size=30), pin_runs)
 def test_pin_counts(steps: list[tuple[bool, list[tuple[int, int]]]], question: list[tuple[int, int]]) -> None:
-    counts = PinCounts(SPAN + 12)
+    counts = PinCounts(SPAN + 12, 4)
     model = dict.fromkeys(range(SPAN + 12), 0)
     for add, runs in steps:
         runs = disjoint(runs)

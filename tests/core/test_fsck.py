@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from daxfs.core import acl, fileops, fsck, layout, namespace, superblock, xattr
-from daxfs.core.directory import pack_block, pack_record
+from daxfs.core.directory import pack_block
 from daxfs.core.format import format_image
 from daxfs.core.fsck import Report
 from daxfs.core.fsck.report import FINDINGS_MAX
@@ -20,6 +20,7 @@ from daxfs.core.journal import Journal
 from daxfs.core.layout import DIRBLOCK, EXTENT, INODE, INODE_CRC_END, LEAF, LEDGER_ENTRY, SNAPSHOT, XATTR_BLOCK
 from daxfs.core.namespace import Caller
 from daxfs.core.pmem import Pmem
+from daxfs.core.records import pack_entry
 from daxfs.core.volume import Volume
 from daxfs.errors import ImageError
 
@@ -134,8 +135,8 @@ class Medium:
         data = pack_block(block, self.inos[name], 0, BS)[: DIRBLOCK.size]
         for entry, ino, dtype in entries:
             length = (16 + len(entry) + 15) // 16
-            data += pack_record(ino, length, dtype, entry).ljust(16 * length, b"\0")
-        self.pmem.store(block * BS, (data + pack_record(0, (BS - len(data)) // 16, 0, b"")).ljust(BS, b"\0"))
+            data += pack_entry(ino, length, dtype, entry).ljust(16 * length, b"\0")
+        self.pmem.store(block * BS, (data + pack_entry(0, (BS - len(data)) // 16, 0, b"")).ljust(BS, b"\0"))
 
     def entries(self, name: str) -> list[tuple[bytes, int, int]]:
         from daxfs.core.directory import parse_block

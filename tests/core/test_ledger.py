@@ -180,7 +180,7 @@ def test_a_pin_of_many_runs(daemon: Daemon) -> None:
     """Each run has an entry; together they are one pin again."""
     inode = daemon.file(b"f", 1)
     other = daemon.file(b"g", 1)
-    for i in range(1, 100):  # two files that grow in turns: no two blocks of one of them are neighbours
+    for i in reversed(range(1, 100)):  # backwards: no two blocks of one of them are neighbours
         fileops.write(daemon.vol, NOW, inode, i * B, b"x" * B)
         fileops.write(daemon.vol, NOW, other, i * B, b"y" * B)
     blocks = daemon.pin(inode, 0, 100)

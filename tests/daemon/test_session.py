@@ -501,7 +501,7 @@ def test_without_memory_for_a_request(mount: Mount, fd: int) -> None:
         assert os.pwrite(fd, data[0], 8 * BLOCK) == len(data[0])
         assert os.pread(fd, len(data[0]), 8 * BLOCK) == data[0]
     counters = mount.counters()
-    assert counters["no_memory"] == len(data) - len(taken)
+    assert counters["refused"] == len(data) - len(taken)
     assert counters["crashes"] == 0
     kept = command(fd, LET_GO).rstrip(b"\0").decode()
     assert kept == hashlib.sha256(b"".join(data[number] for number in taken)).hexdigest(), "a lent buffer was used again"

@@ -28,7 +28,8 @@ def test_every_option_is_in_the_reference(command: str) -> None:
     for name, parameter in inspect.signature(cli._COMMANDS[command], eval_str=True).parameters.items():
         option = parameter.annotation.__metadata__[0]
         if isinstance(option, typer.models.OptionInfo):
-            for spelling in option.param_decls or [f"--{name.replace('_', '-')}"]:
+            first = [option.default] if str(option.default).startswith("-") else []  # where typer puts the first spelling
+            for spelling in [*first, *(option.param_decls or ())] or [f"--{name.replace('_', '-')}"]:
                 assert f"`{spelling}" in text, f"docs/cli.md, {command}: {spelling} is missing"
 
 

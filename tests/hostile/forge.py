@@ -12,8 +12,8 @@ from typing import Any
 from crc32c import crc32c
 
 from daxfs.core import layout, namespace
-from daxfs.core.directory import pack_record
 from daxfs.core.layout import DIRENT, EXTENT, INODE, INODE_CRC_END, TXN_HEADER, TXN_RECORD, Table
+from daxfs.core.records import pack_entry
 from daxfs.core.volume import Volume
 from tools import fuzz
 from tools.fuzz_image import NOW, Seed, Target
@@ -145,7 +145,7 @@ class Forge:
             at += self.get(DIRENT, at, "length") * layout.DIRENT_ALIGN
         length = (16 + len(name) + 15) // 16
         rest = self.get(DIRENT, at, "length") - length
-        self.raw(at, pack_record(ino, length, dtype, name).ljust(16 * length, b"\0") + pack_record(0, rest, 0, b""))
+        self.raw(at, pack_entry(ino, length, dtype, name).ljust(16 * length, b"\0") + pack_entry(0, rest, 0, b""))
 
     # -- journal --
 

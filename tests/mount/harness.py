@@ -28,6 +28,7 @@ from tests.mount import warm
 DAXFS = [sys.executable, "-m", "daxfs.cli"]
 COMMAND_S = 60
 WATCHDOG_S = 240
+DAX = os.environ.get("DAXFS_TEST_DAX", "")  # -o dax= of mounts that do not say: the same tests with the page cache
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -89,6 +90,8 @@ class Mounted:
 
     def mount(self, options: str | None = None, *, setup: str = "") -> None:
         wanted = self.options if options is None else options
+        if DAX and "dax=" not in wanted:
+            wanted = ",".join(filter(None, (wanted, f"dax={DAX}")))
         more = ["-o", wanted] if wanted else []
         quickly("mount", "--image", self.image, "--log", self.log, *more, self.path, setup=setup)
         info = self.info()

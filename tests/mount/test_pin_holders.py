@@ -216,8 +216,8 @@ def test_a_fragmented_pin_is_one_contiguous_view(case: Case) -> None:
     path, other = case.mount.path / "scattered", case.mount.path / "between"
     count = 1200
     with open(path, "wb", buffering=0) as a, open(other, "wb", buffering=0) as b:
-        for n in range(count):
-            a.write(pattern(n))
+        for n in reversed(range(count)):
+            os.pwrite(a.fileno(), pattern(n), n * BLOCK)
             b.write(b"b" * BLOCK)
     held = case.p.pin(path, 0, count)
     assert sum(n for _, n in held["runs"]) == count

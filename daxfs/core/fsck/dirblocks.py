@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from crc32c import crc32c
 
-from daxfs.core.directory import TYPES, pack_record, valid_names
+from daxfs.core.directory import TYPES, valid_names
 from daxfs.core.fsck.mend import mended
 from daxfs.core.layout import DIRBLOCK, DIRBLOCK_MAGIC, DIRENT, DIRENT_ALIGN, DIRENT_CRC_AT, seal
+from daxfs.core.records import pack_entry
 
 INO_END = 1 << 63
 
@@ -96,8 +97,8 @@ def build(address: int, ino: int, index: int, size: int, entries: list[Entry]) -
     for entry in [*entries, Entry(size, 0, 0, b"")]:
         gap = entry.at - len(out)
         if gap:
-            out += pack_record(0, gap // DIRENT_ALIGN, 0, b"").ljust(gap, b"\0")
+            out += pack_entry(0, gap // DIRENT_ALIGN, 0, b"").ljust(gap, b"\0")
         if entry.ino:
             length = (entry.end - entry.at) // DIRENT_ALIGN
-            out += pack_record(entry.ino, length, entry.dtype, entry.name).ljust(entry.end - entry.at, b"\0")
+            out += pack_entry(entry.ino, length, entry.dtype, entry.name).ljust(entry.end - entry.at, b"\0")
     return bytes(out)

@@ -25,6 +25,9 @@ from daxfs.errors import Corrupt
 if TYPE_CHECKING:
     from daxfs.core.superblock import Superblock
 
+_WORDS_AT_ONCE = 1 << 20
+
+
 class Image:
     """`chunk_numbers` and `chunk_blocks`: the chunks of the inode table that can be read, in order of number."""
 
@@ -37,7 +40,7 @@ class Image:
         self.clean = sb["state"] == layout.STATE_CLEAN
         self.per_chunk = layout.chunk_blocks(self.block_size)
         check_superblocks(pmem, sb, report)
-        _replay(pmem, sb, report)
+        self._replayed = _replay(pmem, sb, report)
         self.chunk_numbers, self.chunk_blocks = self._chunks(report)
         self._chunk_starts: list[int] = np.sort(self.chunk_blocks).tolist()
 
@@ -45,10 +48,23 @@ class Image:
         return self.pmem.load(number * self.block_size, self.block_size)
 
     def idir(self) -> Array:
-        """The words of the inode directory."""
+        """The words of the inode directory. There is one for every chunk that would fit the image, so that of a large sparse
+        image is large itself: `idir_used` looks at no more of it than its file has."""
         start, count = self.sb["idir_start"] * self.block_size, self.sb["idir_blocks"] * self.block_size
         words: Array = self.pmem.bytes[start : start + count].view("<u8")
         return words
+
+    def idir_used(self) -> tuple[Array, Array]:
+        """(index, word) of the words of the inode directory that are not 0."""
+        words, start = self.idir(), int(self.sb["idir_start"]) * self.block_size
+        end = start + 8 * len(words)
+        written = [*self.pmem.written(start, end), *((max(at, start), min(to, end)) for at, to in self._replayed)]
+        indexes = [np.zeros(0, np.int64)]
+        for first, last in written:  # a hole of the file is zeros, and is not touched
+            for at in range(first - start >> 3, last - start + 7 >> 3, _WORDS_AT_ONCE):
+                indexes.append(np.flatnonzero(words[at : min(at + _WORDS_AT_ONCE, last - start + 7 >> 3)]) + at)
+        used = np.unique(np.concatenate(indexes))
+        return used, words[used]
 
     def idir_at(self, index: int) -> int:
         """Address of a word of the inode directory."""
@@ -60,10 +76,9 @@ class Image:
         return at >= 0 and block < self._chunk_starts[at] + self.per_chunk
 
     def _chunks(self, report: Report) -> tuple[Array, Array]:
-        words = self.idir()
         numbers, blocks = [], []
-        used = np.flatnonzero(words)
-        for index, word in zip(used.tolist(), words[used].tolist(), strict=True):
+        used, words = self.idir_used()
+        for index, word in zip(used.tolist(), words.tolist(), strict=True):
             try:
                 block = layout.idir_block(index, word)
             except Corrupt as e:
@@ -98,12 +113,14 @@ def open_image(target: str | os.PathLike[str] | Pmem, report: Report) -> Iterato
         pmem.close()
 
 
-def _replay(pmem: Pmem, sb: Superblock, report: Report) -> None:
+def _replay(pmem: Pmem, sb: Superblock, report: Report) -> list[tuple[int, int]]:
+    """Ranges (first byte, end) that a replay has changed: in a private copy the image's file does not know of them."""
     size, start, blocks = sb["block_size"], sb["journal_start"], sb["journal_blocks"]
     journal = Journal(pmem, start, blocks, size, sb["blocks"] * size)
     try:
         if JOURNAL_HEADER.unpack(pmem.load(start * size, JOURNAL_HEADER.size))["body_blocks"] != blocks - 1:
             report.error("journal header: its size is not the superblock's")
+        changed = [(at, at + len(data)) for at, data in journal.pending()]
         if journal.replay():
             text = "a committed transaction waits in the journal: checked as if it were applied"
             if sb["state"] == layout.STATE_CLEAN:
@@ -112,3 +129,5 @@ def _replay(pmem: Pmem, sb: Superblock, report: Report) -> None:
                 report.note(text)
     except Corrupt as e:
         report.error(e.why)
+        return []
+    return changed

@@ -102,9 +102,8 @@ def _mend_transaction(pmem: Pmem, at: int, capacity: int, report: Report) -> Non
 
 def missing_chunks(image: Image, foreign: Iterable[int] = (), end: int = 0) -> Array:
     """Numbers below `end` or the last word of the inode directory that have no chunk that can be read."""
-    words = image.idir()
-    used = np.flatnonzero(words)
-    end = min(max(1, end, int(used[-1]) + 1 if len(used) else 1), len(words))
+    used, _ = image.idir_used()
+    end = min(max(1, end, int(used[-1]) + 1 if len(used) else 1), len(image.idir()))
     found = np.setdiff1d(image.chunk_numbers, np.array(list(foreign), np.int64))
     missing: Array = np.setdiff1d(np.arange(end), found)
     return missing

@@ -79,6 +79,7 @@ class RecordingPmem(Pmem):
     that was done depends on what the others held."""
 
     def __init__(self, size: int, *, readonly: bool = False, seen: Seen | None = None) -> None:
+        super(Pmem, self).__init__()
         self.path = NAME
         self.readonly = readonly
         self.hostsync = False
@@ -87,7 +88,6 @@ class RecordingPmem(Pmem):
         self.log: list[Event] = []
         self.seen = np.zeros(size // LINE, np.bool_) if seen is None else seen
         self._replaced = np.zeros(size // LINE, np.bool_)
-        self._dirty = []
         self._map = mmap.mmap(-1, size)
         self._copy: RecordingPmem | None = None
         self._attach(self._map)
@@ -153,6 +153,9 @@ class RecordingPmem(Pmem):
     def store_word(self, at: int, value: int) -> None:
         self._words[at >> 3] = value
         self.log.append(Store(at, value.to_bytes(8, "little")))
+
+    def load_word(self, at: int) -> int:
+        return int(self.words[at >> 3])
 
     def stream(self, at: int, data: bytes) -> None:
         """A non-temporal store."""

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from daxfs import abi
+from daxfs.bench.peers import Daxfs
 from daxfs.client import calls
 from daxfs.core import namespace
 from daxfs.core.inode import Inode
 from daxfs.core.namespace import Caller
 from daxfs.core.volume import Volume
-from tools.bench.peers import Daxfs
 
 BLOCK = 4096
 POLL_S = 0.002

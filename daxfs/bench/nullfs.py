@@ -1,11 +1,11 @@
 """A null file system on pyfuse3: the floor that daxfs is measured against.
 
-One directory of files without contents. A read answers zeros from one shared buffer, a write is counted and thrown
+Directories, and files without contents. A read answers zeros from one shared buffer, a write is counted and thrown
 away; only names, modes, times and sizes are kept. What is left is the price of the kernel's round trip, libfuse,
 pyfuse3, trio and one small Python handler: what any plain pyfuse3 file system pays before it does its first bit of work.
 
-Not here: subdirectories, links, xattrs, permissions, anything that survives the process.
-Run: `python tools/nullfs.py MOUNTPOINT` (in the foreground; ends on SIGTERM and on unmount).
+Not here: links, xattrs, permissions, anything that survives the process.
+Run: `python -m daxfs.bench.nullfs MOUNTPOINT` (in the foreground; ends on SIGTERM and on unmount).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class NullFS(pyfuse3.Operations):
     def __init__(self) -> None:
         super().__init__()
         self.nodes: dict[int, pyfuse3.EntryAttributes] = {}
-        self.names: dict[bytes, int] = {}
+        self.names: dict[int, dict[bytes, int]] = {}  # of a directory
+        self.listings: dict[int, list[tuple[bytes, int]]] = {}  # of the directories that are open
         self.lookups: dict[int, int] = {}
         self.last = pyfuse3.ROOT_INODE
         self.new_node(self.last, stat.S_IFDIR | 0o755, os.getuid(), os.getgid())
@@ -43,6 +44,8 @@ class NullFS(pyfuse3.Operations):
         entry.st_blksize = 4096
         entry.attr_timeout = entry.entry_timeout = TIMEOUT_S
         self.nodes[ino] = entry
+        if stat.S_ISDIR(mode):
+            self.names[ino] = {}
         return entry
 
     def node(self, ino: int) -> pyfuse3.EntryAttributes:
@@ -55,13 +58,14 @@ class NullFS(pyfuse3.Operations):
         """Forgets a node that has neither a name nor a user."""
         if self.nodes[ino].st_nlink == 0 and not self.lookups.get(ino):
             del self.nodes[ino]
+            self.names.pop(ino, None)
 
     # Names
 
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        ino = self.names.get(name)
+        ino = self.names[parent_inode].get(name)
         if ino is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
         self.lookups[ino] = self.lookups.get(ino, 0) + 1
@@ -85,30 +89,62 @@ class NullFS(pyfuse3.Operations):
         flags: pyfuse3.FlagT,
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        if name in self.names:
+        entry = self.enter(parent_inode, name, stat.S_IFREG | mode, ctx)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(entry.st_ino)), entry
+
+    async def mkdir(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, mode: pyfuse3.ModeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self.enter(parent_inode, name, stat.S_IFDIR | mode, ctx)
+
+    def enter(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        if name in self.names[parent]:
             raise pyfuse3.FUSEError(errno.EEXIST)
         self.last = pyfuse3.InodeT(self.last + 1)
         entry = self.new_node(self.last, mode & ~ctx.umask, ctx.uid, ctx.gid)
-        self.names[name] = self.last
+        self.names[parent][name] = self.last
         self.lookups[self.last] = 1
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self.last)), entry
+        return entry
 
     async def unlink(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> None:
-        ino = self.names.pop(name, None)
+        ino = self.names[parent_inode].get(name)
         if ino is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
+        if self.names.get(ino):
+            raise pyfuse3.FUSEError(errno.ENOTEMPTY)
+        del self.names[parent_inode][name]
         self.nodes[ino].st_nlink = 0
         self.drop(ino)
 
+    rmdir = unlink
+
+    async def rename(
+        self,
+        parent_inode_old: pyfuse3.InodeT,
+        name_old: pyfuse3.FileNameT,
+        parent_inode_new: pyfuse3.InodeT,
+        name_new: pyfuse3.FileNameT,
+        flags: pyfuse3.FlagT,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        if name_old not in self.names[parent_inode_old]:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        if name_new in self.names[parent_inode_new]:
+            await self.unlink(parent_inode_new, name_new, ctx)
+        self.names[parent_inode_new][name_new] = self.names[parent_inode_old].pop(name_old)
+
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
+        self.listings[inode] = list(self.names[inode].items())
         return pyfuse3.FileHandleT(inode)
 
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        for name, ino in sorted(self.names.items(), key=lambda item: item[1]):
-            if ino > start_id:
-                if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), self.nodes[ino], ino):
+        listing = self.listings[fh]
+        for place in range(start_id, len(listing)):
+            name, ino = listing[place]
+            if ino in self.nodes:
+                if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), self.nodes[ino], place + 1):
                     return
                 self.lookups[ino] = self.lookups.get(ino, 0) + 1
 
@@ -176,7 +212,7 @@ async def serve() -> None:
 
 def main() -> int:
     if len(sys.argv) != 2:
-        print("usage: nullfs.py MOUNTPOINT", file=sys.stderr)
+        print("usage: python -m daxfs.bench.nullfs MOUNTPOINT", file=sys.stderr)
         return 2
     options = set(pyfuse3.default_options) | {"fsname=nullfs", "subtype=nullfs"}
     pyfuse3.init(NullFS(), sys.argv[1], options)

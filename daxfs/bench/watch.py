@@ -1,4 +1,4 @@
-"""Another client of a mount: `python -m tools.bench.watch FILE` asks for the file's attributes again and again, and answers
+"""Another client of a mount: `python -m daxfs.bench.watch FILE` asks for the file's attributes again and again, and answers
 each line on its standard input with the longest wait since the last one, in seconds. It ends with its input."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tools.bench.work import stat_served
+from daxfs.bench.work import stat_served
 
 PAUSE_S = 0.0005
 
@@ -53,7 +53,7 @@ class Watcher:
 
 @contextmanager
 def watching(path: Path) -> Iterator[Watcher]:
-    command = [sys.executable, "-m", "tools.bench.watch", str(path.absolute())]
+    command = [sys.executable, "-m", "daxfs.bench.watch", str(path.absolute())]
     tree = Path(__file__).parents[2]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tree) as process:
         watcher = Watcher(process)

@@ -1,1 +1,0 @@
-"""Benchmarks of daxfs beside its peers, in one run: `python -m tools.bench --help`."""
