@@ -542,8 +542,6 @@ cdef bint _drain(dx_turn *turn) except -1:
     cdef ssize_t n
     while turn.now < turn.end:
         _unanswered = 0
-        if dx_spare_gone() or _short:
-            _mind_memory()
         if dx_lost.fresh:
             _tell_lost()
         if _buffer.exports or _buffer is _reserve:
@@ -559,6 +557,8 @@ cdef bint _drain(dx_turn *turn) except -1:
             if n != -ENODEV:
                 _say(log.critical, "requests cannot be read any more (errno %d)", (-n,))
             return False
+        if dx_spare_gone() or _short:
+            _mind_memory()
         if _answer(<const fuse_in_header *>_buffer.start, <size_t>n):
             hot += 1
             if hot % HOT_BATCH:
