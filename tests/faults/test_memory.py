@@ -22,7 +22,7 @@ from daxfs import client
 from daxfs.client import calls
 from tests.conftest import Maker
 from tests.faults import forgetful
-from tests.mount.harness import alive
+from tests.mount.harness import WATCHDOG_S, alive
 from tests.mount.test_crash import fresh_seed
 
 BLOCK = 4096
@@ -119,7 +119,7 @@ def test_allocations_fail_anywhere(make_mount: Maker) -> None:
     seed = fresh_seed()
     print(f"DAXFS_TEST_SEED={seed} chooses the same allocations again")
     choose = random.Random(seed)
-    mounted = make_mount(size="64M", watchdog_s=120)
+    mounted = make_mount(size="64M", watchdog_s=WATCHDOG_S + 20 * ROUNDS)
     (mounted.path / "file").write_bytes(CONTENT)
     mounted.umount()
     for _ in range(ROUNDS):
