@@ -13,13 +13,14 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	command -v $$python; break; fi; done)
 
-.PHONY: help install mount test lint fuzz bench soak clean system system-test system-bench
+.PHONY: help install mount test lint fuzz kills bench soak clean system system-test system-bench
 
 help:
 	@echo "make mount [MNT=/mnt/x]  set up what is missing and mount"
 	@echo "make test [JOBS=2]       set up and run the whole test suite"
 	@echo "make install             set up only: system packages (as root), .venv, build"
 	@echo "make fuzz [FUZZ_S=300]   coverage-guided fuzzing of mount and fsck for so many seconds"
+	@echo "make kills               kill the daemon under load a thousand times"
 	@echo "make lint                ruff and mypy"
 	@echo "make bench [BENCH=--quick] compare speed and memory with other file systems"
 	@echo "make soak                explore crashes until a million distinct images were recovered"
@@ -43,6 +44,9 @@ lint: system $(VENV)/installed-dev
 
 fuzz: system-test $(VENV)/installed-fuzz
 	$(BIN)/python -m tools.fuzz_coverage --seconds $(FUZZ_S) --corpus build/fuzz/corpus --keep build/fuzz/harm
+
+kills: system-test $(VENV)/installed-dev
+	DAXFS_TEST_KILLS=1000 $(BIN)/python -m pytest tests/mount/test_crash.py -k under_load -s
 
 bench: system-bench $(VENV)/installed
 	$(BIN)/daxfs bench $(BENCH)
