@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +65,30 @@ def add(file: Path, result: Result) -> None:
         lines.write(json.dumps(entry(result)) + "\n")
 
 
-def last_of(runs: list[dict[str, Any]], subject: str, row: str) -> dict[str, Any] | None:
-    """The latest run that has this row of this subject."""
-    return next((run for run in reversed(runs) if run["subject"] == subject and row in run["rows"]), None)
+def last_of(runs: list[dict[str, Any]], now: dict[str, Any], row: str) -> dict[str, Any] | None:
+    """The latest run that has this row, of the same subject, with as much work in a cell."""
+    alike = (run for run in reversed(runs) if run["subject"] == now["subject"] and _work(run) == _work(now))
+    return next((run for run in alike if row in run["rows"]), None)
+
+
+def _work(run: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in run["scale"].items() if name not in ("rounds", "seconds")}
 
 
 def changes(runs: list[dict[str, Any]], result: Result) -> list[str]:
     """Rows whose median is further from that of the run before than both spread, one line each, the largest first."""
     now, found = entry(result), []
     for name, row in now["rows"].items():
-        before = last_of(runs, result.subject, name)
+        before = last_of(runs, now, name)
         if before is None:
             continue
         was, is_now = before["rows"][name]["median"].get(result.subject), row["median"][result.subject]
-        if not was:
+        if not was or not is_now:
             continue
         change, spread = is_now / was, row["spread"] + before["rows"][name]["spread"]
         if abs(change - 1) > max(spread, 0.1):
-            found.append((abs(change - 1), f"{name}: {change:.2f}x the run of {before['time'][:16].replace('T', ' ')}"))
+            when = before["time"][:16].replace("T", " ")
+            found.append((abs(math.log(change)), f"{name}: {change:.2f}x the run of {when}"))
     return [text for _, text in sorted(found, reverse=True)]
 
 

@@ -62,6 +62,11 @@ def compiled(source: Path, binary: Path, *packages: str) -> Path:
     return binary
 
 
+def is_mounted(place: Path) -> bool:
+    """Also when nobody serves it any more."""
+    return any(line.split(" ", 2)[1] == str(place) for line in Path("/proc/self/mounts").read_text().splitlines())
+
+
 def need_root(what: str) -> None:
     if os.geteuid() != 0:
         raise Missing(f"{what} needs root")
@@ -165,7 +170,7 @@ class Peer(Target):
         self.server = self.process.pid
 
     def end(self) -> None:
-        if os.path.ismount(self.mount):
+        if is_mounted(self.mount):
             unmount = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
             if subprocess.run([*unmount, str(self.mount)], check=False).returncode:
                 subprocess.run([*unmount, "-l" if os.geteuid() == 0 else "-z", str(self.mount)], check=False)
@@ -196,6 +201,8 @@ class Peer(Target):
             return {}
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines)
+        if not MEMORY_FIELDS.keys() <= fields.keys():
+            return {}  # it died
         return {ours: int(fields[theirs].split()[0]) << 10 for theirs, ours in MEMORY_FIELDS.items()}
 
 

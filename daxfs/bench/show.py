@@ -58,6 +58,11 @@ def _groups(result: Result) -> Iterator[tuple[str, list[Samples]]]:
             yield title, found
 
 
+def _measured(result: Result, rows: list[Samples]) -> list[str]:
+    """The targets that these rows have: some have no server whose CPU time there could be. The subject comes first."""
+    return [target for target in (result.subject, *result.others) if any(target in samples.values for samples in rows)]
+
+
 def draw(result: Result, console: Console) -> None:
     """Everything, on a terminal or into a pipe; the console grows as wide as the tables are."""
     for title, rows in _groups(result):
@@ -107,11 +112,12 @@ def machine_line(result: Result) -> str:
 def _rows_table(result: Result, title: str, rows: list[Samples]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", row_styles=("", ""))
     table.add_column("")
-    for target in (result.subject, *result.others):
+    targets = _measured(result, rows)
+    for target in targets:
         table.add_column(target, justify="right", no_wrap=True)
     for samples in rows:
         cells = [f"{samples.row.name}\n[dim]{samples.row.unit}[/]"]
-        for target in (result.subject, *result.others):
+        for target in targets:
             median = samples.median(target)
             if median is None:
                 cells.append("[dim]-[/]")
@@ -174,11 +180,12 @@ def markdown(result: Result) -> str:
     """The tables of a page."""
     lines = []
     for title, rows in _groups(result):
-        lines += [f"**{title}**", "", "| | " + " | ".join((result.subject, *result.others)) + " |"]
-        lines.append("| --- |" + " ---: |" * len(result.targets))
+        targets = _measured(result, rows)
+        lines += [f"**{title}**", "", "| | " + " | ".join(targets) + " |"]
+        lines.append("| --- |" + " ---: |" * len(targets))
         for samples in rows:
             cells = [f"{samples.row.name}, {samples.row.unit}"]
-            for target in (result.subject, *result.others):
+            for target in targets:
                 median = samples.median(target)
                 text = number(median) if median is not None else "-"
                 second, met = _ratio_cell(result, samples, target) if target != result.subject else ("", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from daxfs.bench import rows
-from daxfs.bench.peers import Fuse2fs, MinimalLL, Missing, NullFS, Tmpfs
+from daxfs.bench import rows, run
+from daxfs.bench.peers import Fuse2fs, MinimalLL, Missing, NullFS, Target, Tmpfs
 from daxfs.bench.run import Plan, Run
 from tests.mount.harness import Mounted
 
@@ -106,6 +107,26 @@ def test_a_peer_that_cannot_run_is_missing_and_says_why(monkeypatch: pytest.Monk
         peer.end()
     with pytest.raises(Missing, match="fuse2fs: fuse2fs is not installed"):
         Run(Plan(TINY, ("fuse2fs",), only="data")).measure()
+
+
+@pytest.mark.mount
+def test_a_server_that_dies_fails_its_rows_and_nobody_elses(shm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out = run.work.lay_out_data
+
+    def and_die(target: Target, scale: rows.Scale) -> None:
+        lay_out(target, scale)
+        if target.name == "minimal_ll":
+            assert target.server
+            os.kill(target.server, signal.SIGKILL)
+
+    monkeypatch.setattr(run.work, "lay_out_data", and_die)
+    result = Run(Plan(TINY, ("minimal_ll", "tmpfs"), only="4k random read QD1")).measure()
+    for samples in result.rows:
+        if samples.row.group == "data":
+            assert samples.values["minimal_ll"] == [None]
+            assert samples.failures.keys() == {"minimal_ll"}
+            assert samples.median("tmpfs")
+    assert nothing_left(shm)
 
 
 @pytest.mark.mount
