@@ -12,7 +12,7 @@ disk's DMA, a pipe or a ring then reads and writes them, whatever happens to the
 `splice` and `FixedBuffer` are closed before the pin they are on, so that the kernel never outlives it.
 
 io_uring takes no long-term pin on a file of ext4, XFS and others (EFAULT; older kernels EOPNOTSUPP): the image has to be on
-tmpfs. `FixedBuffer` needs the package liburing (pip install 'daxfs[uring]'), which is imported only there, and Linux 6.15.
+tmpfs. `FixedBuffer` needs the package liburing (pip install liburing), which is imported only there, and Linux 6.15.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _liburing() -> Any:
     try:
         return importlib.import_module("liburing")
     except ImportError as problem:
-        why = f"io_uring needs the package liburing: pip install 'daxfs[uring]' ({problem})"
+        why = f"io_uring needs the package liburing: pip install liburing ({problem})"
         raise PinError(errno.ENOPKG, why) from None
 
 

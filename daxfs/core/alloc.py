@@ -100,6 +100,17 @@ class Allocator:
             self._settle()
         return self._gather(count, goal)
 
+    def take_lowest(self, count: int, *, meta: bool = False) -> list[Run]:
+        """The first free blocks of the volume. NoSpace as for `take`."""
+        if count > (self.blocks if meta else self.available):
+            raise NoSpace("no space left on the volume")
+        out: list[Run] = []
+        for start, n in self.free.runs(0, count):
+            if count:
+                out += self._free.remove(start, min(n, count))
+                count -= min(n, count)
+        return out
+
     def take_chunk(self, count: int) -> int:
         """One run of exactly `count` blocks for metadata; its start. NoSpace if no run is as long."""
         runs = self.take(count)

@@ -68,8 +68,8 @@ def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memory
     if end <= inode.size and not privileged and mapped.written(first, count):
         _clear_poison(vol, inode, offset, end)
         _store(vol, inode, offset, data)
-        time = None if keep_times else now
-        inode.touch_in_place(mtime=time, ctime=time)  # with a fence, for the data as well
+        moved = None if keep_times else now
+        inode.touch_in_place(mtime=moved, ctime=moved)  # with a fence, for the data as well
         return len(data)
     with vol.transaction(now) as txn:
         gaps = mapped.gaps(first, count)

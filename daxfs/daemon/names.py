@@ -158,17 +158,16 @@ class NameRequests:
 
     def _rename(self, request: Request, new_parent: int, flags: int, name: bytes, new_name: bytes) -> None:
         keep_out(new_parent, new_name)
-        volume, parent = self._volume, request.nodeid
-        source, target = self._inode(parent), self._inode(new_parent)
-        inode = namespace.lookup(volume, source, name)
-        other = namespace.lookup(volume, target, new_name)
-        namespace.rename(volume, now(), source, name, target, new_name, flags)
-        if inode is not None and inode is not other:
-            self.service.renamed(inode, new_parent, new_name)
+        service, parent = self.service, request.nodeid
+        source = self._inode(parent)
+        target = source if new_parent == parent else self._inode(new_parent)
+        inode, other = namespace.rename(self._volume, now(), source, name, target, new_name, flags)
+        if inode is not other:
+            service.renamed(inode, new_parent, new_name)
             if other is not None and flags & RENAME_EXCHANGE:
-                self.service.renamed(other, parent, name)
+                service.renamed(other, parent, name)
             elif other is not None:
-                self.service.unnamed(other, new_parent, new_name)
+                service.unnamed(other, new_parent, new_name)
         request.reply()
 
     # -- symbolic links, directories --

@@ -287,9 +287,10 @@ class RawRequests:
             self._write_back(inode, offset, data)
             written = size
         else:
-            kill_priv = bool(flags & protocol.WRITE_KILL_SUIDGID)
-            with self._watched(inode):
-                written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv)
+            kill_priv, mode = bool(flags & protocol.WRITE_KILL_SUIDGID), inode.mode
+            written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv)
+            if inode.mode != mode:
+                self.service.stale(inode)
         request.reply(protocol.WRITE_OUT.pack(written))
 
     def _write_back(self, inode: Inode, offset: int, data: memoryview) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from daxfs.core import fileops, holding, namespace
+from daxfs.core import fileops, holding
 from daxfs.core.inode import Inode
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.policy import POLICY_XATTR
@@ -125,24 +125,22 @@ class Service:
         if ino == ROOT_INO:
             return
         inode = self.volume.inode(ino)
-        inode.nlookup = max(0, inode.nlookup - count)
-        if not inode.nlookup:
+        inode.nlookup = left = max(0, inode.nlookup - count)
+        if not left:
             self.names.pop(ino, None)
-            self._settle(inode)
+            if not inode.opens:
+                self._settle(inode)
 
-    def remove(self, verb: Callable[[Volume, int, Inode, bytes], None], parent: int, name: bytes) -> None:
+    def remove(self, verb: Callable[[Volume, int, Inode, bytes], Inode], parent: int, name: bytes) -> None:
         """unlink and rmdir."""
-        directory = self.volume.inode(parent)
-        inode = namespace.lookup(self.volume, directory, name)
-        verb(self.volume, now(), directory, name)
-        if inode is not None:
-            self.unnamed(inode, parent, name)
+        self.unnamed(verb(self.volume, now(), self.volume.inode(parent), name), parent, name)
 
     def unnamed(self, inode: Inode, parent: int, name: bytes) -> None:
         """A name is gone. An inode without any keeps its last one for reports."""
         if inode.nlink and self.names.get(inode.ino) == (parent, name):
             del self.names[inode.ino]
-        self._settle(inode)
+        if not (inode.nlookup or inode.opens):
+            self._settle(inode)
 
     def renamed(self, inode: Inode, parent: int, name: bytes) -> None:
         if inode.ino in self.names:

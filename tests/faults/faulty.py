@@ -46,6 +46,7 @@ def arm(mounted: Mounted, name: str, kind: str) -> None:
 
 
 def install() -> None:
+    from daxfs.core.directory import Directory
     from daxfs.core.volume import Volume
     from daxfs.daemon import session, survivors
     from daxfs.daemon.admin import Admin
@@ -88,7 +89,9 @@ def install() -> None:
             self._calls[number] = striking(f"ioctl:{numbers[number]}", call)
 
     Control.__init__ = init_striking  # type: ignore[method-assign]
-    owners: dict[str, Any] = {"free_unpinned": Volume, "gone": survivors, "look": session, "text": Admin}
+    owners: dict[str, Any] = {
+        "lookup": Directory, "free_unpinned": Volume, "gone": survivors, "look": session, "text": Admin,
+    }  # fmt: skip
     for name, owner in owners.items():
         names["worker"].append(name)
         setattr(owner, name, striking(f"worker:{name}", getattr(owner, name)))

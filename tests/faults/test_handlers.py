@@ -191,6 +191,18 @@ def test_a_bug_in_a_handler(faulted: Mounted, case: str, kind: str) -> None:
     is_read_only_and_alive(faulted, kind)
 
 
+@pytest.mark.parametrize("kind", ["MemoryError", "RuntimeError"])
+def test_a_bug_under_what_is_answered_quickly(faulted: Mounted, kind: str) -> None:
+    """requests.pyx asks the directory; here nobody has translated or caught anything yet."""
+    faulty.start(faulted, "allow_other")
+    (faulted.path / "first").touch()  # the directory is in memory
+    faulty.arm(faulted, "worker:lookup", kind)
+    with pytest.raises(OSError, match=r".") as problem:
+        os.stat(faulted.path / "never asked for")
+    assert problem.value.errno == errno.EIO
+    is_read_only_and_alive(faulted, kind)
+
+
 @pytest.mark.parametrize("kind", ["MemoryError", "KeyError"])
 def test_a_bug_in_the_delayed_free(faulted: Mounted, kind: str) -> None:
     faulty.start(faulted)
