@@ -173,14 +173,17 @@ def test_a_killed_daemon_has_what_was_synced(make_mount: Maker) -> None:
     os.pwrite(fds[1], b"later" * 10_000, 0)
     closed.write_bytes(b"closed" * 10_000)
     mounted.kill()
-    assert refused(os.fsync, fds[1]), "nobody can write it back"
+    there = False
+    with contextlib.suppress(OSError):
+        os.fsync(fds[1])
+        there = True  # it was written back before the end
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
     mounted.mount()
     assert synced.read_bytes() == b"first" * 10_000
     assert closed.read_bytes() == b"closed" * 10_000
-    assert dirty.read_bytes() in (b"first" * 10_000, b"later" * 10_000)
+    assert dirty.read_bytes() in (b"later" * 10_000, *([] if there else [b"first" * 10_000]))
 
 
 # -- pins: who may pin ------------------------------------------------------------------------------------------------
@@ -228,15 +231,17 @@ def test_closed_just_now(path: Path) -> None:
 # -- pins: what others see --------------------------------------------------------------------------------------------
 
 
-def stale_reads(read: Callable[[], int], published: mmap.mmap, for_s: float) -> tuple[int, int]:
-    """(reads, stale ones): a value that is smaller than the one published before the read began."""
-    done = stale = 0
+def stale_reads(read: Callable[[], int], published: mmap.mmap, for_s: float) -> list[tuple[int, int]]:
+    """(what was read, what was published before the read began), where that is less. Of 300 reads at least."""
+    done, stale = 0, []
     end = time.monotonic() + for_s
-    while time.monotonic() < end:
+    while done < 300 or time.monotonic() < end:
         (least,) = struct.unpack_from("<Q", published)
-        stale += read() < least
+        got = read()
+        if got < least:
+            stale.append((got, least))
         done += 1
-    return done, stale
+    return stale
 
 
 def test_no_read_is_stale_while_a_device_writes(path: Path) -> None:
@@ -271,12 +276,12 @@ def test_no_read_is_stale_while_a_device_writes(path: Path) -> None:
             for word in words:
                 word[0] = value
     try:
-        counted = [stale_reads(read, published, 0.5) for read in readers]
+        stale = [stale_reads(read, published, 0.4) for read in readers]
     finally:
         os.kill(running, signal.SIGKILL)
         os.waitpid(running, 0)
-    assert [stale for _, stale in counted] == [0] * len(readers)
-    assert all(done > 50 for done, _ in counted)
+    assert stale == [[]] * len(readers)
+    assert struct.unpack_from("<Q", published)[0] > 1000, "the device did write"
     last = bytes(view[:8])
     pin.close()
     holder.close()
