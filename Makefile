@@ -13,15 +13,16 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	command -v $$python; break; fi; done)
 
-.PHONY: help install mount test lint fuzz bench soak clean system system-test
+.PHONY: help install mount test lint fuzz kills bench soak clean system system-test system-bench
 
 help:
 	@echo "make mount [MNT=/mnt/x]  set up what is missing and mount"
 	@echo "make test [JOBS=2]       set up and run the whole test suite"
 	@echo "make install             set up only: system packages (as root), .venv, build"
 	@echo "make fuzz [FUZZ_S=300]   coverage-guided fuzzing of mount and fsck for so many seconds"
+	@echo "make kills               kill the daemon under load a thousand times"
 	@echo "make lint                ruff and mypy"
-	@echo "make bench               compare speed and memory with other file systems"
+	@echo "make bench [BENCH=--quick] compare speed and memory with other file systems"
 	@echo "make soak                explore crashes until a million distinct images were recovered"
 	@echo "make clean               remove .venv and everything that was built"
 
@@ -44,8 +45,11 @@ lint: system $(VENV)/installed-dev
 fuzz: system-test $(VENV)/installed-fuzz
 	$(BIN)/python -m tools.fuzz_coverage --seconds $(FUZZ_S) --corpus build/fuzz/corpus --keep build/fuzz/harm
 
-bench: system-test $(VENV)/installed-dev
-	$(BIN)/daxfs bench
+kills: system-test $(VENV)/installed-dev
+	DAXFS_TEST_KILLS=1000 $(BIN)/python -m pytest tests/mount/test_crash.py -k under_load -s
+
+bench: system-bench $(VENV)/installed
+	$(BIN)/daxfs bench $(BENCH)
 
 soak: $(VENV)/installed
 	$(BIN)/daxfs lab crash --images 1000000
@@ -62,6 +66,9 @@ system:
 system-test:
 	@tools/system-packages.sh "$(PYTHON)" test
 
+system-bench:
+	@tools/system-packages.sh "$(PYTHON)" bench
+
 # Stamps: a step is done again when what it comes from has changed. Python files need no step, the install is editable.
 $(BIN)/python: | system
 	$(PYTHON) -m venv $(VENV)
@@ -69,6 +76,7 @@ $(BIN)/python: | system
 $(VENV)/installed: pyproject.toml tools/build_backend.py $(NATIVE) | system $(BIN)/python
 	@echo "building daxfs: a minute or two, without output"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@mkdir -p $(VENV)/share/man && ln -sfn $(CURDIR)/docs/man $(VENV)/share/man/man1 && ln -sfn $(CURDIR)/docs/man $(VENV)/share/man/man8
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed

@@ -23,7 +23,7 @@ from daxfs.core import attributes, fileops, fsck, holding, layout, namespace, po
 from daxfs.core.inode import Inode
 from daxfs.core.pins import Holder
 from daxfs.core.volume import Volume
-from daxfs.daemon import protocol
+from daxfs.daemon import protocol, requests
 from daxfs.errors import FsError, ImageError
 from tools.fuzz_image import BOOT, NOW, ROOT
 
@@ -205,7 +205,7 @@ class Use:
     def _look_at(self, inode: Inode) -> None:
         volume = self.volume
         with _only_ours(f"attributes of inode {inode.ino}"):
-            protocol.entry_out(inode, volume.block_size)
+            requests.entry_out(inode)
             protocol.statx_out(inode, volume.block_size)
         for name in self._try(attributes.listxattr, volume, inode) or ():
             self._try(attributes.getxattr, volume, inode, name)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The Debian packages that daxfs needs: installs those that are missing (as root), or says what to install.
-# usage: tools/system-packages.sh PYTHON [test]
+# usage: tools/system-packages.sh PYTHON [test|bench]
 set -eu
 python=$1
 purpose=${2:-}
@@ -40,6 +40,12 @@ look() {
         need attr command -v setfattr
         need acl command -v setfacl
         need stress-ng command -v stress-ng
+    fi
+    if [ "$purpose" = bench ]; then
+        need fio command -v fio
+        need fuse2fs command -v fuse2fs
+        need ntfs-3g command -v mkfs.ntfs
+        need e2fsprogs command -v mkfs.ext4
     fi
 }
 

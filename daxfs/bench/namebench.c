@@ -167,10 +167,11 @@ static void list(void)
     begin("list");
     directory = opendir(".");
     check(directory != NULL);
-    while ((entry = readdir(directory))) {
+    while ((errno = 0, entry = readdir(directory))) {
         check(!fstatat(dirfd(directory), entry->d_name, &stat, AT_SYMLINK_NOFOLLOW));
         calls++;
     }
+    check(!errno);
     check(!closedir(directory));
     end(calls);
 }

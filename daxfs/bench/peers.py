@@ -73,6 +73,8 @@ class Target:
     name: str
     directory: Path
     server: int | None = None  # its pid
+    entries_most: int | None = None  # of a directory that it can list
+    entries_why = ""
 
     def cpu_seconds(self) -> float | None:
         """CPU time of the server so far."""
@@ -248,9 +250,13 @@ class PassthroughLL(Peer):
         super().start()
         assert self.server is not None
         _, most = resource.prlimit(self.server, resource.RLIMIT_NOFILE)
-        wanted = DESCRIPTORS if os.geteuid() == 0 else most
-        with suppress(OSError, ValueError):
-            resource.prlimit(self.server, resource.RLIMIT_NOFILE, (wanted, max(wanted, most)))
+        try:
+            resource.prlimit(self.server, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+            most = DESCRIPTORS
+        except (OSError, ValueError):
+            resource.prlimit(self.server, resource.RLIMIT_NOFILE, (most, most))
+        self.entries_most = most * 3 // 4
+        self.entries_why = "it keeps a descriptor for each, and may not have more"
 
     @property
     def source(self) -> Path:
@@ -264,6 +270,8 @@ class Fuse2fs(Peer):
     """A file system with a format of its own behind FUSE, as daxfs is, written in C."""
 
     name = "fuse2fs"
+    entries_most = 5_000
+    entries_why = "it searches the whole directory for each name"
 
     def prepare(self) -> list[str]:
         server = program("fuse2fs", "fuse2fs")

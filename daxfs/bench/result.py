@@ -83,6 +83,7 @@ class Result:
     version: str = ""
     scale: dict[str, Any] = field(default_factory=dict)
     took_s: float = 0.0
+    notes: list[str] = field(default_factory=list)  # what a reader has to know
 
     @property
     def others(self) -> list[str]:
@@ -124,6 +125,7 @@ class Result:
             "pins": [_pin_row(row) for row in self.pins if row.cells],
             "memory": self.memory,
             "missing": self.missing,
+            "notes": self.notes,
             "machine": self.machine.as_dict(),
         }
 
@@ -155,7 +157,7 @@ class Result:
                 facts["subject"], facts["targets"], [_samples(row) for row in facts["rows"]],
                 [_read_pin_row(row) for row in facts["pins"]], facts["missing"], facts["memory"],
                 Machine.from_dict(facts["machine"]), facts["is_daxfs"], facts["time"], facts["version"], facts["scale"],
-                facts["took_s"],
+                facts["took_s"], facts["notes"],
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as problem:
             raise ValueError(f"not the JSON of a run: {problem}") from None

@@ -118,9 +118,12 @@ class Run:
             work.lay_out_data(target, self.plan.scale)
         if driver and self._list_rows:
             try:
-                driver.lay_out_list(target, self.plan.scale)
+                entries = driver.lay_out_list(target, self.plan.scale)
             except work.RowsFailed as why:
                 raise Missing(f"the directory of {self.plan.scale.entries} entries: {why}") from None
+            if entries < self.plan.scale.entries:
+                note = f"{target.name} lists a directory of {entries:,} entries only: {target.entries_why}"
+                self.result.notes.append(note)
         self.targets.append(target)
 
     # The rounds
@@ -143,6 +146,7 @@ class Run:
                 for target in order if wanted and driver else ():
                     assert driver is not None
                     self._step(f"{wanted[0].group}: {target.name}")
+                    target.settle()
                     measure(driver, target)
             if pin_rows and pin_rows.rows:
                 self._step("pins")

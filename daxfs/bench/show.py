@@ -15,6 +15,7 @@ from daxfs.bench.peers import MEMORY_FIELDS
 from daxfs.bench.pins import PinRow
 from daxfs.bench.result import Result, Samples
 
+WIDEST = 1000  # columns of a terminal
 MET, MISSED = "✓", "✗"
 NAMES_OF_GROUPS = {
     "data": "Data: one file, direct I/O",
@@ -67,6 +68,8 @@ def draw(result: Result, console: Console) -> None:
         _print(console, _memory_table(result))
     for name, why in result.missing.items():
         console.print(f"[yellow]not measured:[/] {name}: {why}", highlight=False)
+    for note in result.notes:
+        console.print(f"note: {note}", highlight=False)
     for samples in result.rows:
         for target, why in samples.failures.items():
             console.print(f"[red]failed:[/] {samples.row.name} on {target}: {why}", highlight=False)
@@ -81,7 +84,9 @@ def draw(result: Result, console: Console) -> None:
 
 
 def _print(console: Console, table: Table) -> None:
-    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False, soft_wrap=False)
+    wanted = console.measure(table, options=console.options.update(width=WIDEST)).maximum
+    console.width = max(console.width, wanted)
+    console.print(table)
 
 
 def missed(result: Result) -> list[str]:
@@ -191,5 +196,6 @@ def markdown(result: Result) -> str:
         lines.append("")
     reached, judged = result.goals_met()
     lines.append(f"Goals: {reached} of {judged} met; {machine_line(result)}.")
-    lines += [f"- not measured: {name}: {why}" for name, why in result.missing.items()]
-    return "\n".join(lines) + "\n"
+    notes = [f"- not measured: {name}: {why}" for name, why in result.missing.items()]
+    notes += [f"- {note}" for note in result.notes] + [f"- noisy: {complaint}" for complaint in result.machine.complaints()]
+    return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"

@@ -123,10 +123,13 @@ class NameBench:
                 os.rmdir(left.path) if left.is_dir() else os.unlink(left.path)
             raise
 
-    def lay_out_list(self, target: Target, scale: Scale) -> None:
+    def lay_out_list(self, target: Target, scale: Scale) -> int:
+        """The number of entries that it made."""
         directory = target.big_directory(BIG)
         directory.mkdir()
-        self._run("fill", directory, scale.entries)
+        entries = min(scale.entries, target.entries_most or scale.entries)
+        self._run("fill", directory, entries)
+        return entries
 
     def list_entries(self, target: Target) -> Cell:
         return self._run("list", target.directory / BIG, target.server or 0)["list"]

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from daxfs.bench.result import Result
     from daxfs.bench.run import Plan
 
-_WIDTH = 150  # a table in a file is cut by its reader, not by us
-
 
 def bench(
     directory: Annotated[
@@ -141,9 +139,7 @@ def _draw(result: Result) -> None:
 
     from daxfs.bench import show
 
-    console = Console()
-    console.width = max(console.width, _WIDTH)
-    show.draw(result, console)
+    show.draw(result, Console())
 
 
 def _show_trend(file: Path, only: str, json: bool) -> int:

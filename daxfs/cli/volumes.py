@@ -199,6 +199,7 @@ def mount_of(image: Path) -> Path | None:
 def _image_info(image: Path) -> dict[str, Any]:
     """From its mount if it has one that we may ask, else read from the image, which is neither locked nor changed."""
     from daxfs import client
+    from daxfs.core.layout import STATE_CLEAN
     from daxfs.core.volume import Volume
 
     place = mount_of(image)
@@ -207,21 +208,6 @@ def _image_info(image: Path) -> dict[str, Any]:
     path, now = os.path.abspath(image), time.time_ns()
     volume = Volume.open(path, readonly=True, now=now, lock=False)
     try:
-        sb = volume.sb
-        return {
-            "uuid": str(uuids.UUID(bytes=volume.uuid)),
-            "image": path,
-            "label": sb["label"].rstrip(b"\0").decode(errors="replace"),
-            "block_size": volume.block_size,
-            "blocks": volume.blocks,
-            "free": volume.free,
-            "used": volume.used,
-            "busy": volume.busy,
-            "pinned": volume.pinned,
-            "policy": volume.policy,
-            "mounts": sb["mounts"],
-            "dirty_shutdowns": sb["dirty_shutdowns"],
-            "clean": sb["state"] == 0,
-        }
+        return volume.facts() | {"clean": volume.sb["state"] == STATE_CLEAN}
     finally:
         volume.close(now)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 from enum import IntEnum
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from daxfs import abi
 from daxfs.client import calls
 from daxfs.client.calls import PinError
+from daxfs.client.closing import Closing
 
 if TYPE_CHECKING:
     from daxfs.client.file import File
@@ -39,7 +39,7 @@ class Event:
     lost: int = 0
 
 
-class Lease:
+class Lease(Closing):
     """A layout lease: its holder hears (LEASE_BREAK) before the layout of the range changes. A context manager.
 
     It gives no right to the blocks; pin them. All leases of a description are given back together.
@@ -63,9 +63,3 @@ class Lease:
                 raise
             return False
         return True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()

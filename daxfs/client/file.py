@@ -17,12 +17,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from daxfs import abi
 from daxfs.client import calls
 from daxfs.client.calls import PinError, Run
+from daxfs.client.closing import Closing
 from daxfs.client.events import Event, EventType, Lease
 from daxfs.client.memory import Window
 from daxfs.client.reports import Path, open_descriptor
@@ -62,7 +62,7 @@ def open(path: Path, mode: str = "r") -> File:
     return file
 
 
-class File:
+class File(Closing):
     """An open file of a daxfs mount. Closing it (a context manager) releases its pins, if no copy is open."""
 
     def __init__(self, fd: int, path: str = "") -> None:
@@ -238,18 +238,12 @@ class File:
             fd, self._fd = self._fd, -1
             os.close(fd)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
 
 class User(Protocol):
     def close(self) -> None: ...
 
 
-class Pin:
+class Pin(Closing):
     """A held pin: `id`, `offset` and `length` (bytes), `flags` (FOLL_*), `runs` of (start block, count)."""
 
     def __init__(self, file: File, pin_id: int, offset: int, length: int, flags: int, runs: tuple[Run, ...]) -> None:
@@ -345,12 +339,6 @@ class Pin:
         self.file._pins.remove(self)
         with self.file._named():
             calls.unpin(self.file.fileno(), self.id, dirty=self.writable if dirty is None else dirty)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def _released(view: memoryview) -> bool:

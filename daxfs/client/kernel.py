@@ -12,7 +12,7 @@ disk's DMA, a pipe or a ring then reads and writes them, whatever happens to the
 `splice` and `FixedBuffer` are closed before the pin they are on, so that the kernel never outlives it.
 
 io_uring takes no long-term pin on a file of ext4, XFS and others (EFAULT; older kernels EOPNOTSUPP): the image has to be on
-tmpfs. `FixedBuffer` needs the package liburing (pip install 'daxfs[uring]'), which is imported only there, and Linux 6.15.
+tmpfs. `FixedBuffer` needs the package liburing (pip install liburing), which is imported only there, and Linux 6.15.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import importlib
 import os
 import select
 import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from daxfs.client import calls
 from daxfs.client.calls import PinError
+from daxfs.client.closing import Closing
 from daxfs.client.file import Pin
 
 __all__ = ["FIXED_BUFFER_MAX", "FixedBuffer", "PinError", "Spliced", "read_direct", "splice", "write_direct"]
@@ -99,7 +99,7 @@ def _direct(fd: int, offset: int, pin: Pin, at: int, length: int | None, *, writ
 # -- vmsplice ---------------------------------------------------------------------------------------------------------
 
 
-class Spliced:
+class Spliced(Closing):
     """Pages of a pin in a pipe: no copy, so what is stored in the blocks before they are read is seen. A context manager."""
 
     def __init__(self, pin: Pin, read_end: int, length: int) -> None:
@@ -129,12 +129,6 @@ class Spliced:
             self._pin.leave(self)
             fd, self._read_end = self._read_end, -1
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def splice(pin: Pin, at: int = 0, length: int | None = None) -> Spliced:
@@ -178,11 +172,11 @@ def _liburing() -> Any:
     try:
         return importlib.import_module("liburing")
     except ImportError as problem:
-        why = f"io_uring needs the package liburing: pip install 'daxfs[uring]' ({problem})"
+        why = f"io_uring needs the package liburing: pip install liburing ({problem})"
         raise PinError(errno.ENOPKG, why) from None
 
 
-class FixedBuffer:
+class FixedBuffer(Closing):
     """A write pin's blocks as a registered buffer of an io_uring of its own. A context manager.
 
     `submit_read` and `submit_write` start an operation and return its number; `wait` gives those that are done. `read` and
@@ -323,12 +317,6 @@ class FixedBuffer:
         if self._opened:
             self._opened = False
             self._uring.io_uring_queue_exit(self._ring)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 # -- what a refusal means ---------------------------------------------------------------------------------------------

@@ -29,13 +29,13 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from daxfs import abi, abi_hca
 from daxfs.abi_hca import Access, AttrMask, Op, SendFlag, State, Status, WrOp
 from daxfs.client import calls, verbs_enums
 from daxfs.client.calls import PinError
+from daxfs.client.closing import Closing
 from daxfs.client.file import File
 from daxfs.client.reports import Path, open_descriptor
 from daxfs.client.verbs_enums import *  # noqa: F403
@@ -102,7 +102,7 @@ def _packed(struct: Struct, *values: int) -> bytes:
         raise PinError(errno.EINVAL, f"a number is out of range: {problem}") from None
 
 
-class _Object:
+class _Object(Closing):
     """Something of a context, with a handle; `close` destroys it. A context manager."""
 
     _destroy: Op
@@ -123,12 +123,6 @@ class _Object:
         if self in self.context._objects:
             self.context._objects.remove(self)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceAttr:
@@ -144,7 +138,7 @@ class DeviceAttr:
     max_msg_sz: int  # bytes
 
 
-class Context:
+class Context(Closing):
     """An open adapter. `name` is the mount point, or any directory of the mount. A context manager.
 
     PinError: ENOTTY (not a daxfs mount), ENOTDIR, ENOMEM.
@@ -188,12 +182,6 @@ class Context:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 class PD(_Object):

@@ -15,6 +15,7 @@ runs stay whole for large requests, small holes are filled by small ones. Each c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from daxfs.core.freeset import FreeSet
@@ -22,6 +23,21 @@ from daxfs.core.runs import RunSet
 from daxfs.errors import NoSpace
 
 Run = tuple[int, int]
+
+
+def without(run: Run, taken: Iterable[Run]) -> list[Run]:
+    """What of a run is not in these, which are in order."""
+    out = []
+    at, end = run[0], run[0] + run[1]
+    for start, count in taken:
+        if start + count <= at or start >= end:
+            continue
+        if start > at:
+            out.append((at, start - at))
+        at = start + count
+    if at < end:
+        out.append((at, end - at))
+    return out
 
 WINDOW_MIN, WINDOW_MAX = 64, 1024  # blocks
 WINDOWS_SHARE = 4  # all windows together are at most this part of what is free
@@ -83,6 +99,17 @@ class Allocator:
         if self._windows and count > self._free.blocks:
             self._settle()
         return self._gather(count, goal)
+
+    def take_lowest(self, count: int, *, meta: bool = False) -> list[Run]:
+        """The first free blocks of the volume. NoSpace as for `take`."""
+        if count > (self.blocks if meta else self.available):
+            raise NoSpace("no space left on the volume")
+        out: list[Run] = []
+        for start, n in self.free.runs(0, count):
+            if count:
+                out += self._free.remove(start, min(n, count))
+                count -= min(n, count)
+        return out
 
     def take_chunk(self, count: int) -> int:
         """One run of exactly `count` blocks for metadata; its start. NoSpace if no run is as long."""

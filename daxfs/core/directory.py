@@ -18,9 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from crc32c import crc32c
-
-from daxfs.core.layout import CHUNK_INODES, DIRBLOCK, DIRBLOCK_MAGIC, DIRENT, DIRENT_ALIGN, NAME_MAX, seal, verify
+from daxfs.core.dirblock import records
+from daxfs.core.layout import CHUNK_INODES, DIRBLOCK, DIRBLOCK_MAGIC, DIRENT_ALIGN, NAME_MAX, seal, verify
 from daxfs.core.records import pack_entry
 from daxfs.core.slots import Slots
 from daxfs.errors import Corrupt, Exists, NameTooLong, NoEntry
@@ -63,30 +62,7 @@ def parse_block(data: bytes, address: int, ino: int, index: int, ino_end: int) -
     header = DIRBLOCK.unpack(data)
     if (header["address"], header["ino"], header["index"]) != (address, ino, index):
         raise Corrupt(f"{what}: belongs elsewhere (inode {header['ino']!r}, block {header['index']!r})")
-    records: list[Record] = []
-    names: list[bytes] = []
-    unpack = DIRENT.struct.unpack_from
-    at, end = DIRBLOCK.size, len(data)
-    while at < end:
-        target, crc, length, name_length, dtype = unpack(data, at)
-        stop = at + 16 + name_length
-        if crc32c(data[at + 12 : stop], crc32c(data[at : at + 8])) != crc:
-            raise Corrupt(f"{what}: bad checksum of the entry at {at}")
-        name = data[at + 16 : stop]
-        following = at + length * DIRENT_ALIGN
-        if following > end or following < stop:
-            raise Corrupt(f"{what}: entry at {at} has length {length}")
-        records.append((at, length, target, dtype, name))
-        if target:
-            if following - stop >= DIRENT_ALIGN or target >= ino_end or dtype not in TYPES:
-                raise Corrupt(f"{what}: entry at {at} is not valid")
-            names.append(name)
-        elif name_length or dtype:
-            raise Corrupt(f"{what}: free slot at {at} is not valid")
-        at = following
-    if not valid_names(names):
-        raise Corrupt(f"{what}: a name is not valid")
-    return records
+    return records(data, DIRBLOCK.size, ino_end, what)
 
 
 def valid_names(names: list[bytes]) -> bool:

@@ -204,8 +204,8 @@ def link(vol: Volume, now: int, inode: Inode, parent: Inode, name: bytes) -> Non
         _enter(txn, directory, parent, name, inode)
 
 
-def unlink(vol: Volume, now: int, parent: Inode, name: bytes) -> None:
-    """Remove a name of anything but a directory."""
+def unlink(vol: Volume, now: int, parent: Inode, name: bytes) -> Inode:
+    """Remove a name of anything but a directory. What had it."""
     directory, inode = _found(vol, parent, name)
     if inode.is_dir:
         raise IsDirectory
@@ -213,10 +213,11 @@ def unlink(vol: Volume, now: int, parent: Inode, name: bytes) -> None:
         directory.remove(txn, name)
         _unlinked(vol, txn, inode)
         _changed(txn, parent)
+    return inode
 
 
-def rmdir(vol: Volume, now: int, parent: Inode, name: bytes) -> None:
-    """Remove an empty directory. NotDirectory, NotEmpty."""
+def rmdir(vol: Volume, now: int, parent: Inode, name: bytes) -> Inode:
+    """Remove an empty directory; it. NotDirectory, NotEmpty."""
     directory, inode = _found(vol, parent, name)
     if not index(vol, inode).is_empty():
         raise NotEmpty
@@ -225,6 +226,7 @@ def rmdir(vol: Volume, now: int, parent: Inode, name: bytes) -> None:
         parent.nlink -= 1
         _unlinked(vol, txn, inode)
         _changed(txn, parent)
+    return inode
 
 
 def _found(vol: Volume, parent: Inode, name: bytes) -> tuple[Directory, Inode]:
@@ -259,8 +261,8 @@ def readlink(vol: Volume, inode: Inode) -> bytes:
 
 
 def rename(vol: Volume, now: int, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes,
-           flags: int = 0) -> None:  # fmt: skip
-    """rename(2) with NOREPLACE, EXCHANGE, WHITEOUT. Two names of one inode: nothing happens."""
+           flags: int = 0) -> tuple[Inode, Inode | None]:  # fmt: skip
+    """rename(2) with NOREPLACE, EXCHANGE, WHITEOUT. Two names of one inode: nothing happens. Who had them."""
     if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) or (
         flags & RENAME_EXCHANGE and flags & (RENAME_NOREPLACE | RENAME_WHITEOUT)
     ):
@@ -276,7 +278,7 @@ def rename(vol: Volume, now: int, parent: Inode, name: bytes, new_parent: Inode,
     if other is not None and flags & RENAME_NOREPLACE:
         raise Exists
     if other is inode:
-        return
+        return inode, other
     if inode.is_dir:
         _not_below(vol, inode, new_parent)
     with vol.transaction(now) as txn:
@@ -291,6 +293,7 @@ def rename(vol: Volume, now: int, parent: Inode, name: bytes, new_parent: Inode,
             if flags & RENAME_WHITEOUT:
                 _enter(txn, source, parent, name, vol.new_inode(txn, stat.S_IFCHR, 0, 0))
         inode.ctime = now
+    return inode, other
 
 
 def _not_below(vol: Volume, inode: Inode, directory: Inode) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from daxfs import abi
 from daxfs.core import layout, scan
-from daxfs.core.alloc import Run
+from daxfs.core.alloc import Run, without
 from daxfs.core.events import Event
 from daxfs.core.inode import Inode, read_leaves
 from daxfs.core.runs import RunSet
@@ -198,12 +198,4 @@ def _touching(numbers: Any, extents: Any, first: int, end: int) -> Iterator[tupl
 
 def outside(runs: RunSet, run: Run) -> list[Run]:
     """What of a run is not in the set."""
-    out = []
-    at, end = run[0], run[0] + run[1]
-    for start, count in runs.within(*run):
-        if start > at:
-            out.append((at, start - at))
-        at = start + count
-    if at < end:
-        out.append((at, end - at))
-    return out
+    return without(run, runs.within(*run))

@@ -1,14 +1,14 @@
 """The mount scan: which blocks of an image are in use, found by looking at everything that refers to a block.
 
 Free space is what nothing refers to, so nothing can leak across a mount, and a block with two owners is seen before any harm
-is done. The inode table is scanned as arrays; Python runs only for inodes that have leaves, xattr blocks, or that are
-live (their CRC). What cannot be believed raises Corrupt: the caller refuses to mount and points to fsck.
+is done. The inode table is read by inodescan.pyx; Python runs only for inodes that have leaves or xattr blocks, and the runs
+of all are put in order as arrays. What cannot be believed raises Corrupt: the caller refuses to mount and points to fsck.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from crc32c import crc32c
 
 from daxfs.core import layout, xattr
 from daxfs.core.inode import read_leaves
+from daxfs.core.inodescan import TableScan
 from daxfs.errors import Corrupt
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ INODE_DTYPE = np.dtype({
     "itemsize": layout.INODE_SIZE,
 })  # fmt: skip
 _BATCH_CHUNKS = 2048
+_BATCH_RECORDS = 1024
 
 
 @dataclass
@@ -101,27 +103,25 @@ def inode_batches(volume: Volume) -> Iterator[Array]:
 def survey(volume: Volume) -> Survey:
     """Look at the whole volume. Corrupt if something cannot be believed or a block has two owners."""
     runs: list[tuple[Array, Array]] = []
-    free_inodes = [np.zeros(0, np.uint64)]
-    orphans: list[int] = []
     per_chunk = layout.chunk_blocks(volume.block_size)
     runs.append((np.zeros(1, "<u8"), np.array([volume.sb["data_start"]], "<u8")))
     runs.append((np.array(volume.chunks, "<u8"), np.full(len(volume.chunks), per_chunk, "<u8")))
     runs.append((np.array(volume.ledger.blocks, "<u8"), np.ones(len(volume.ledger.blocks), "<u8")))
-    number = 0
-    for batch in inode_batches(volume):
-        numbers = np.arange(number, number + len(batch), dtype=np.uint64)
-        number += len(batch)
-        live = batch["mode"] != 0
-        free_inodes.append(numbers[~live & (numbers > 0)])
-        if not live.all():
-            batch, numbers = batch[live], numbers[live]
-        _verify(batch, numbers)
-        orphans += [int(n) for n in numbers[batch["nlink"] == 0]]
-        runs += _inline_runs(batch)
+    table = TableScan()
+    table.look(volume.pmem.view, array("Q", volume.chunks), 0, volume.block_size)
+    runs.append((np.frombuffer(table.starts, "<u8"), np.frombuffer(table.counts, "<u8")))
+    for batch in _records(volume, table.chained):
         runs += _chained_runs(volume, batch)
     starts = np.concatenate([s for s, _ in runs])
     counts = np.concatenate([c for _, c in runs])
-    return _settle(volume, starts, counts, np.concatenate(free_inodes), orphans)
+    return _settle(volume, starts, counts, np.frombuffer(table.free, "<u8"), table.orphans.tolist())
+
+
+def _records(volume: Volume, inos: Sequence[int]) -> Iterator[Array]:
+    """The records of these inodes, some at a time."""
+    for first in range(0, len(inos), _BATCH_RECORDS):
+        places = (volume.inode_at(ino) for ino in inos[first : first + _BATCH_RECORDS])
+        yield np.concatenate([np.frombuffer(volume.pmem.load(at, layout.INODE_SIZE), INODE_DTYPE) for at in places])
 
 
 def _settle(volume: Volume, starts: Array, counts: Array, free_inodes: Array, orphans: list[int]) -> Survey:
@@ -136,31 +136,9 @@ def _settle(volume: Volume, starts: Array, counts: Array, free_inodes: Array, or
     return Survey(starts, counts, array("Q", free_inodes[::-1].tobytes()), orphans)
 
 
-def _verify(batch: Array, numbers: Array) -> None:
-    if bool((batch["magic"] != layout.INODE_MAGIC).any()) or bool((batch["ino"] != numbers).any()):
-        bad = numbers[(batch["magic"] != layout.INODE_MAGIC) | (batch["ino"] != numbers)]
-        raise Corrupt(f"inode {int(bad[0])}: the record is not an inode, or another's")
-    raw = np.ascontiguousarray(batch).view(np.uint8).data
-    seed, end = crc32c(layout.INODE_MAGIC.to_bytes(4, "little")), layout.INODE_CRC_END
-    found = [crc32c(raw[at + 8 : at + end], seed) for at in range(0, len(raw), layout.INODE_SIZE)]
-    wrong = np.flatnonzero(batch["crc"] != np.array(found, "<u4"))
-    if len(wrong):
-        raise Corrupt(f"inode {int(numbers[wrong[0]])}: bad checksum")
-    if bool((batch["extents"][batch["leaf"] == 0] > layout.INLINE_EXTENTS).any()):
-        raise Corrupt("an inode has more inline extents than fit")
-
-
-def _inline_runs(batch: Array) -> Iterator[tuple[Array, Array]]:
-    used = np.where((batch["leaf"] == 0) & (batch["target_length"] == 0), batch["extents"], 0)
-    for i in range(layout.INLINE_EXTENTS):
-        rows = np.flatnonzero(used > i)
-        extents = batch["body"][rows, i]
-        yield extents["physical"].astype("<u8"), extents["count"].astype("<u8")
-
-
 def _chained_runs(volume: Volume, batch: Array) -> Iterator[tuple[Array, Array]]:
     view, size = volume.pmem.view, volume.block_size
-    for record in batch[(batch["leaf"] != 0) | (batch["xattr_block"] != 0)]:
+    for record in batch:
         ino, generation = int(record["ino"]), int(record["generation"])
         for block, _, entries in read_leaves(view, size, volume.data_blocks, int(record["leaf"]), ino, generation):
             extents = np.frombuffer(entries, EXTENT_DTYPE)

@@ -40,7 +40,7 @@ class Transaction(Gathered):
         try:
             self._reserve(runs)
         except NoSpace:  # of the host: what was used before and is free again needs no more of it
-            runs = alloc.take(count, alloc.data_start, meta=meta)
+            runs = alloc.take_lowest(count, meta=meta)
             self._reserve(runs)
         self.took(runs)
         return runs

@@ -17,6 +17,7 @@ import os
 from array import array
 from collections.abc import Iterable, MutableSequence
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import numpy as np
 
@@ -419,6 +420,23 @@ class Volume:
         self.busy_list.unpinned(idle)
         self.give(self.busy_list.clear(limit))
         return self.pins.leaving or len(self.busy_list.due) > 0
+
+    def facts(self) -> dict[str, str | int]:
+        """What `daxfs info` says of any volume; counts are of blocks."""
+        return {
+            "uuid": str(UUID(bytes=self.uuid)),
+            "image": self.pmem.path,
+            "label": self.sb["label"].rstrip(b"\0").decode(errors="replace"),
+            "block_size": self.block_size,
+            "blocks": self.blocks,
+            "free": self.free,
+            "used": self.used,
+            "busy": self.busy,
+            "pinned": self.pinned,
+            "policy": self.policy,
+            "mounts": self.sb["mounts"],
+            "dirty_shutdowns": self.sb["dirty_shutdowns"],
+        }
 
     # -- proof --
 

@@ -27,7 +27,8 @@ from daxfs.core.pins import Holder, Pin
 from daxfs.daemon import holders, protocol, session, survivors
 from daxfs.daemon.holders import Description
 from daxfs.daemon.removal import Removal
-from daxfs.daemon.service import OpenFile, Service, Turns, now
+from daxfs.daemon.requests import OpenFile
+from daxfs.daemon.service import Service, Turns, now
 from daxfs.daemon.session import Request
 from daxfs.daemon.threads import in_thread
 from daxfs.errors import BadArgument, Busy, FsError, NoDevice, NoMemory, NotPermitted

@@ -34,11 +34,12 @@ from daxfs.errors import BadArgument, Busy, LayoutBusy, NoSpace
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
-    from daxfs.daemon.service import OpenFile, Service
+    from daxfs.daemon.requests import OpenFile
+    from daxfs.daemon.service import Service
     from daxfs.daemon.session import Request
 
 DAX = ("always", "never")
-_DIRECT = protocol.FOPEN_DIRECT_IO | protocol.FOPEN_PARALLEL_DIRECT_WRITES
+DIRECT_FLAGS = protocol.FOPEN_DIRECT_IO | protocol.FOPEN_PARALLEL_DIRECT_WRITES
 
 
 def init_flags(dax: str) -> int:
@@ -93,7 +94,7 @@ class Caching:
     def flags(self, file: OpenFile) -> int:
         """FOPEN_* of the reply. Pages are kept, as nobody but the kernel changes a file that is cached."""
         if not file.cached:
-            return _DIRECT
+            return DIRECT_FLAGS
         return 0 if file.inode.ino in self._filled else protocol.FOPEN_KEEP_CACHE
 
     def closed(self, file: OpenFile) -> None:

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import select
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -19,10 +18,12 @@ from typing import Any
 from daxfs import __version__, abi
 from daxfs.core import attributes, fileops, holding
 from daxfs.core.breaking import Breaker
+from daxfs.core.pins import Pin
 from daxfs.daemon import holders, pages, protocol, session
 from daxfs.daemon.admin import Admin
 from daxfs.daemon.hca import Hca
-from daxfs.daemon.service import OpenFile, Service, now
+from daxfs.daemon.requests import OpenFile
+from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
 from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, NoMemory, NotSupported, TryAgain
 
@@ -65,39 +66,47 @@ class Control:
         if self.service.gone and number not in _WITHOUT_DEVICE:
             raise NoDevice("the device is gone", self.service.gone_errno)
         argument = bytes(request.body[_ARGUMENT_AT : _ARGUMENT_AT + in_size])
-        answer = call(self.service.file(fh), argument, request)
+        file = self.service.file(fh)
+        file.used = True
+        answer = call(file, argument, request)
         if answer is not None:  # else it comes later
             request.reply(_DONE + answer)
 
     # -- pins --
 
-    def _pin(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
-        offset, length, flags, zero, *_ = abi.PIN.unpack(argument)
-        if zero:
-            raise BadArgument("the reserved field of a pin must be 0")
+    def pin(self, file: OpenFile, offset: int, length: int, flags: int, task: int) -> Pin:
         if session.short():
             raise NoMemory("no pins before there is memory again")
-        self.service.caching.before_pin(file, flags)
+        if self.service.caching.on:
+            self.service.caching.before_pin(file, flags)
         inode, mapped, at = file.inode, file.inode.map, now()
         blocks = mapped.blocks
-        holder = self._known.of(request.pid, at)
         pin = holding.pin(
-            self._volume, at, inode, offset, length, flags, file.fh, holder,
+            self._volume, at, inode, offset, length, flags, file.fh, self._known.of(task, at),
             writable=file.writable, readable=file.readable,
         )  # fmt: skip
         if mapped.blocks != blocks:  # a write pin has filled holes
             self.service.stale(inode)
+        return pin
+
+    def unpin(self, file: OpenFile, pin_id: int, *, dirty: bool = False) -> None:
+        holding.unpin(self._volume, now(), file.fh, pin_id, dirty=dirty)
+        self.service.moved(file.inode.ino)
+        if dirty:
+            self.service.stale_data(file.inode)
+
+    def _pin(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+        offset, length, flags, zero, *_ = abi.PIN.unpack(argument)
+        if zero:
+            raise BadArgument("the reserved field of a pin must be 0")
+        pin = self.pin(file, offset, length, flags, request.pid)
         return abi.PIN.pack(offset, length, flags, 0, pin.id, len(pin.runs), pin.blocks)
 
     def _unpin(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
         pin_id, flags, zero = abi.UNPIN.unpack(argument)
         if zero or flags & ~abi.UNPIN_DIRTY:
             raise BadArgument("unknown flags of an unpin")
-        dirty = bool(flags & abi.UNPIN_DIRTY)
-        holding.unpin(self._volume, now(), file.fh, pin_id, dirty=dirty)
-        self.service.moved(file.inode.ino)
-        if dirty:
-            self.service.stale_data(file.inode)
+        self.unpin(file, pin_id, dirty=bool(flags & abi.UNPIN_DIRTY))
         return argument
 
     def _pin_runs(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
@@ -162,6 +171,7 @@ class Control:
     def poll(self, request: Request) -> None:
         """A descriptor that holds pins or leases is readable (and urgent) when an event waits; any other one always is."""
         fh, kh, flags, _ = protocol.POLL_IN.unpack_from(request.body)
+        self.service.file(fh).used = True
         volume = self._volume
         ready = select.POLLOUT | select.POLLWRNORM
         holder = volume.pins.owned(fh) or volume.leases.has_owner(fh)
@@ -207,20 +217,11 @@ class Control:
     def info(self) -> dict[str, Any]:
         volume = self._volume
         return {
-            "uuid": str(uuid.UUID(bytes=volume.uuid)),
-            "image": volume.pmem.path,
+            **volume.facts(),
             "image_id": list(volume.pmem.file_id),
             "mount": self.service.mountpoint,
-            "block_size": volume.block_size,
-            "blocks": volume.blocks,
-            "free": volume.free,
-            "used": volume.used,
-            "busy": volume.busy,
-            "pinned": volume.pinned,
-            "policy": volume.policy,
             "dax": "never" if self.service.caching.on else "always",
             "settings": asdict(volume.settings),
-            "dirty_shutdowns": volume.sb["dirty_shutdowns"],
             "pid": os.getpid(),
             "readonly": volume.readonly,
             "failed": volume.failed,

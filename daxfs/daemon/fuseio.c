@@ -3,6 +3,7 @@
 
 #include "fuseio.h"
 #include "lostpages.h"
+#include "spare.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -10,6 +11,8 @@
 #include <fuse3/fuse_lowlevel.h>
 #include <string.h>
 #include <unistd.h>
+
+#define NO_MEMORY_US 10000
 
 dx_session dx = {.fd = -1, .max_write = 1 << 20, .max_background = 64};
 
@@ -44,9 +47,11 @@ int dx_answer(uint64_t unique, int error, struct iovec *iov, int count)
     return send_message(dx.fd, unique, -error, iov, count);
 }
 
-int dx_grows(uint32_t opcode)
+int dx_grows(const struct fuse_in_header *in)
 {
-    switch (opcode) {
+    switch (in->opcode) {
+    case FUSE_WRITE:
+        return !(((const struct fuse_write_in *)(in + 1))->write_flags & FUSE_WRITE_CACHE);
     case FUSE_LOOKUP:
     case FUSE_READDIRPLUS:
     case FUSE_OPEN:
@@ -57,7 +62,6 @@ int dx_grows(uint32_t opcode)
     case FUSE_SYMLINK:
     case FUSE_LINK:
     case FUSE_SETXATTR:
-    case FUSE_WRITE:
     case FUSE_FALLOCATE:
     case FUSE_COPY_FILE_RANGE:
     case FUSE_TMPFILE:
@@ -125,6 +129,8 @@ static ssize_t io_writev(int fd, struct iovec *iov, int count, void *userdata)
     struct fuse_init_out init;
 
     (void)userdata;
+    if (out->unique == dx.passed)
+        dx.passed = 0;
     if (out->unique && out->unique == dx.init_unique && !out->error) {
         dx.init_unique = 0;
         if (count == 2 && iov[1].iov_len == sizeof(init)) {
@@ -181,6 +187,21 @@ __attribute__((visibility("default"))) int fuse_session_mount(struct fuse_sessio
     }
     dx.fd = fd;
     return 0;
+}
+
+/* Each worker of pyfuse3 has a buffer of libfuse's, and would end the daemon if there is no memory for one. */
+__attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+{
+    int (*receive)(struct fuse_session *, struct fuse_buf *) = libfuse_function("fuse_session_receive_buf");
+    int res = receive(se, buf);
+
+    if (res == -ENOMEM && dx_spare_give(dx.max_write))
+        res = receive(se, buf);
+    if (res == -ENOMEM) {
+        usleep(NO_MEMORY_US);
+        res = -EINTR; /* which makes pyfuse3 wait for the descriptor, and come again */
+    }
+    return res;
 }
 
 /* Both close the descriptor: late answers must not go to whatever gets its number next. */

@@ -30,7 +30,8 @@ from daxfs.abi_hca import Access, AttrMask, Op, SendFlag, State, WrOp
 from daxfs.daemon import protocol
 from daxfs.daemon.queues import MESSAGE_MAX, QP_NUMBERS, Completions, Pair, Pairs, may_go
 from daxfs.daemon.regions import Refused, Region, Table
-from daxfs.daemon.service import OpenFile, Service
+from daxfs.daemon.requests import OpenFile
+from daxfs.daemon.service import Service
 from daxfs.daemon.session import Request
 from daxfs.errors import BadAddress, BadArgument, BadDescriptor, Busy, Exists, FsError, NoEntry, NoMemory, NotDirectory
 

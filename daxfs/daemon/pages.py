@@ -14,7 +14,7 @@ from daxfs import abi
 from daxfs.core.inode import Inode
 from daxfs.core.pins import Pin
 from daxfs.core.volume import Volume
-from daxfs.daemon.service import OpenFile
+from daxfs.daemon.requests import OpenFile
 
 _RECORDS = (abi.PAGE_BYTES - abi.PAGE.size) // abi.PAGE_STATE.size  # in one answer
 

@@ -1,35 +1,38 @@
-"""The requests that the native session hands over as they come: data, sizes, and what pyfuse3 does not know or loses.
+"""The requests that the native session hands over as they come: all of them. Those about names are in names.py; here are
+attributes, opening, data, and the volume as a whole.
 
-Decode, call the core, reply. `install` registers them all; every handler runs under `_translated`, where an FsError
-becomes an errno. Any other exception is caught by the session, which answers EIO and calls `Service.crashed`.
+Decode, call the core, reply. `install` registers them all; every handler runs under `_translated`, the only place where an
+FsError becomes an errno. Any other exception is caught by the session, which answers EIO and calls `Service.crashed`.
+What requests.pyx answers quickly comes here when it cannot: each request has its handler in Python.
 Long work is answered in pieces (short copies), so that no request keeps the loop for more than about 10 ms.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from daxfs.core import attributes, fileops, namespace
-from daxfs.core.breaking import Breaker
+from daxfs.core import attributes, fileops, layout, namespace
+from daxfs.core.breaking import NOBODY, Breaker
 from daxfs.core.inode import Inode
-from daxfs.core.namespace import Caller
 from daxfs.core.policy import POLICY_XATTR
-from daxfs.daemon import protocol, session
+from daxfs.daemon import protocol, requests, session
+from daxfs.daemon.caching import DIRECT_FLAGS
 from daxfs.daemon.control import Control
+from daxfs.daemon.names import DIRECTORY_FLAGS, NameRequests, caller
 from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
 from daxfs.daemon.virtual import Virtual
-from daxfs.errors import BadArgument, Corrupt, Exists, FsError, LayoutBusy, NoSpace, NotPermitted
+from daxfs.errors import BadArgument, Corrupt, Exists, FsError, LayoutBusy, NoSpace, NotPermitted, OutOfRange
 
 log = logging.getLogger("daxfs")
 
 COPY_MAX = 4 << 20  # bytes that one COPY_FILE_RANGE copies; callers go on from there
-_DOT, _DOTDOT = 1, 2  # positions behind `.` and `..`; those of real entries are larger
-_DT_DIR = stat.S_IFDIR >> 12
+_WITHOUT_DEVICE = frozenset((protocol.IOCTL, protocol.POLL, protocol.FORGET, protocol.BATCH_FORGET))
 _NS = 1_000_000_000
 
 
@@ -41,34 +44,46 @@ class RawRequests:
         self._control = Control(service)
         self.removal = self._control.admin.removal
         self._virtual = Virtual(self._control.admin, service.volume.block_size)
+        self._names = NameRequests(service)
 
-    def install(self) -> None:
-        handlers: dict[int, Callable[[Request], None]] = {
-            protocol.LOOKUP: self.lookup,
+    def install(self, *, quick: bool = True) -> None:
+        """`quick`: what needs nothing but memory is answered by requests.pyx."""
+        for opcode, handler in self._handlers().items():
+            session.register(opcode, self._translated(handler))
+        service, control = self.service, self._control
+        requests.install(
+            self._inode, service.names, service.opened, control.pin, control.unpin, block_size=self._volume.block_size,
+            file_flags=DIRECT_FLAGS, directory_flags=DIRECTORY_FLAGS, quick=quick, direct=not service.caching.on,
+        )  # fmt: skip
+
+    def _handlers(self) -> dict[int, Callable[[Request], None]]:
+        return self._names.handlers() | {
             protocol.GETATTR: self.getattr,
-            protocol.UNLINK: self.unlink,
-            protocol.OPENDIR: self.opendir,
-            protocol.RELEASE: self.release,
-            protocol.RELEASEDIR: self.release,
             protocol.SETATTR: self.setattr,
             protocol.STATX: self.statx,
+            protocol.GETXATTR: self.getxattr,
             protocol.SETXATTR: self.setxattr,
+            protocol.LISTXATTR: self.listxattr,
+            protocol.REMOVEXATTR: self.removexattr,
             protocol.OPEN: self.open,
             protocol.CREATE: self.create,
             protocol.TMPFILE: self.tmpfile,
+            protocol.RELEASE: self.release,
+            protocol.RELEASEDIR: self.release,
             protocol.READ: self.read,
             protocol.WRITE: self.write,
             protocol.FALLOCATE: self.fallocate,
             protocol.LSEEK: self.lseek,
             protocol.COPY_FILE_RANGE: self.copy_file_range,
             protocol.COPY_FILE_RANGE_64: self.copy_file_range,
-            protocol.READDIR: self.readdir,
-            protocol.READDIRPLUS: self.readdirplus,
+            protocol.STATFS: self.statfs,
+            protocol.FLUSH: self.not_needed,
+            protocol.FSYNC: self.not_needed,
+            protocol.FSYNCDIR: self.not_needed,
+            protocol.ACCESS: self.not_needed,
             protocol.IOCTL: self._control.ioctl,
             protocol.POLL: self._control.poll,
         }
-        for opcode, handler in handlers.items():
-            session.register(opcode, self._translated(handler))
 
     def _translated(self, handler: Callable[[Request], None]) -> Callable[[Request], None]:
         """An FsError becomes an errno; a call that has to wait is kept and answered later."""
@@ -78,7 +93,7 @@ class RawRequests:
         def take(request: Request) -> None:
             if takes(request):
                 return
-            if service.gone and request.opcode not in (protocol.IOCTL, protocol.POLL):
+            if service.gone and request.opcode not in _WITHOUT_DEVICE:
                 removal.answer(request)
                 return
             try:
@@ -99,7 +114,8 @@ class RawRequests:
         return take
 
     def _breaker(self, request: Request, owner: int | None = None) -> Breaker:
-        return Breaker(owner, False, self.service.waiting.overdue(request))
+        overdue = self.service.waiting.overdue(request)
+        return NOBODY if owner is None and not overdue else Breaker(owner, False, overdue)
 
     # -- attributes --
 
@@ -108,7 +124,7 @@ class RawRequests:
             self.service.caching.before_write(request.nodeid)
         inode = self._inode(request.nodeid)
         if not self._told_first(request, inode, self.getattr):
-            request.reply(protocol.attr_out(inode, self._volume.block_size))
+            request.reply(requests.attr_out(inode))
 
     def statx(self, request: Request) -> None:
         inode = self._inode(request.nodeid)
@@ -159,7 +175,7 @@ class RawRequests:
             attributes.setattr(self._volume, at, inode, new)
         if new.mtime is not None:
             self.service.caching.times.set_by_kernel(inode)
-        request.reply(protocol.attr_out(inode, self._volume.block_size))
+        request.reply(requests.attr_out(inode))
 
     def setxattr(self, request: Request) -> None:
         size, flags, extra = protocol.SETXATTR_IN.unpack_from(request.body)
@@ -180,24 +196,23 @@ class RawRequests:
             raise NotPermitted("policy unsafe gives pinned blocks away: only for root and the user who mounted")
         log.warning("policy unsafe for %s: files WILL be corrupted by its holders", self.service.path(inode))
 
-    # -- names and opening --
+    def getxattr(self, request: Request) -> None:
+        (size,) = protocol.GETXATTR_IN.unpack_from(request.body)
+        name = protocol.name_at(request.body, protocol.GETXATTR_IN.size)
+        _reply_sized(request, size, attributes.getxattr(self._volume, self._inode(request.nodeid), name))
 
-    def lookup(self, request: Request) -> None:
-        name = bytes(request.body[:-1])
-        inode = namespace.lookup(self._volume, self._inode(request.nodeid), name)
-        if inode is None:
-            request.reply(protocol.NEGATIVE_ENTRY)
-            return
-        self.service.know(inode, request.nodeid, name)
-        request.reply(protocol.entry_out(inode, self._volume.block_size))
+    def listxattr(self, request: Request) -> None:
+        (size,) = protocol.GETXATTR_IN.unpack_from(request.body)
+        names = attributes.listxattr(self._volume, self._inode(request.nodeid), trusted=request.uid == 0)
+        _reply_sized(request, size, b"".join(name + b"\0" for name in names))
 
-    def unlink(self, request: Request) -> None:
-        self.service.remove(namespace.unlink, request.nodeid, bytes(request.body[:-1]))
+    def removexattr(self, request: Request) -> None:
+        inode, name = self._inode(request.nodeid), bytes(request.body[:-1])
+        attributes.removexattr(self._volume, now(), inode, name)
+        self.service.attribute_changed(inode, name)
         request.reply()
 
-    def opendir(self, request: Request) -> None:
-        fh = self.service.open(self._inode(request.nodeid), os.O_RDONLY | os.O_DIRECTORY)
-        request.reply(protocol.OPEN_OUT.pack(fh, 0))
+    # -- opening --
 
     def release(self, request: Request) -> None:
         self.service.release(*protocol.RELEASE_IN.unpack_from(request.body))
@@ -224,9 +239,9 @@ class RawRequests:
         flags, mode, umask, more = protocol.CREATE_IN.unpack_from(request.body)
         name = protocol.name_at(request.body, protocol.CREATE_IN.size)
         parent = self._inode(request.nodeid)
-        caller = _caller(request, umask)
+        mode = stat.S_IFREG | mode & 0o7777
         try:
-            inode = namespace.create(self._volume, now(), parent, name, stat.S_IFREG | mode & 0o7777, caller)
+            inode = namespace.create(self._volume, now(), parent, name, mode, caller(request, umask))
         except Exists:
             found = None if flags & os.O_EXCL else namespace.lookup(self._volume, parent, name)
             if found is None or not found.is_file:
@@ -239,13 +254,11 @@ class RawRequests:
     def tmpfile(self, request: Request) -> None:
         flags, mode, umask, _ = protocol.CREATE_IN.unpack_from(request.body)
         parent = self._inode(request.nodeid)
-        inode = namespace.tmpfile(self._volume, now(), parent, stat.S_IFREG | mode & 0o7777, _caller(request, umask))
+        inode = namespace.tmpfile(self._volume, now(), parent, stat.S_IFREG | mode & 0o7777, caller(request, umask))
         self._reply_created(request, inode, flags, b"#%d" % inode.ino)
 
     def _reply_created(self, request: Request, inode: Inode, flags: int, name: bytes) -> None:
-        opened = self._opened(request, inode, flags)
-        self.service.know(inode, request.nodeid, name)
-        request.reply(protocol.entry_out(inode, self._volume.block_size) + opened)
+        self._names.reply_entry(request, inode, name, self._opened(request, inode, flags))
 
     # -- data --
 
@@ -274,9 +287,10 @@ class RawRequests:
             self._write_back(inode, offset, data)
             written = size
         else:
-            kill_priv = bool(flags & protocol.WRITE_KILL_SUIDGID)
-            with self._watched(inode):
-                written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv)
+            kill_priv, mode = bool(flags & protocol.WRITE_KILL_SUIDGID), inode.mode
+            written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv)
+            if inode.mode != mode:
+                self.service.stale(inode)
         request.reply(protocol.WRITE_OUT.pack(written))
 
     def _write_back(self, inode: Inode, offset: int, data: memoryview) -> None:
@@ -330,47 +344,31 @@ class RawRequests:
         answer = protocol.COPY_64_OUT if request.opcode == protocol.COPY_FILE_RANGE_64 else protocol.WRITE_OUT
         request.reply(answer.pack(copied))
 
-    # -- directories --
+    # -- the volume --
 
-    def readdir(self, request: Request) -> None:
-        self._list(request, plus=False)
+    def statfs(self, request: Request) -> None:
+        volume, size = self._volume, self._volume.block_size
+        chunks = volume.free // layout.chunk_blocks(size)
+        free = len(volume.free_inodes) + chunks * layout.CHUNK_INODES
+        inodes = (len(volume.chunks) + chunks) * layout.CHUNK_INODES
+        request.reply(protocol.STATFS_OUT.pack(
+            volume.blocks, volume.free, volume.alloc.available, inodes, free, size, layout.NAME_MAX, size,
+        ))  # fmt: skip
 
-    def readdirplus(self, request: Request) -> None:
-        self._list(request, plus=True)
-
-    def _list(self, request: Request, *, plus: bool) -> None:
-        _, position, size = protocol.READ_IN.unpack_from(request.body)
-        directory = self._inode(request.nodeid)
-        listing = protocol.Listing(size, plus=plus)
-        for name, ino, dtype, following in self._entries(directory, position):
-            if not listing.has_room(name):
-                break
-            known = plus and name not in (b".", b"..")
-            listing.add(name, ino, dtype, following, self._known(directory, name, ino) if known else b"")
-        self.service.accessed(directory)
-        request.reply(listing.data())
-
-    def _entries(self, directory: Inode, position: int) -> Iterator[tuple[bytes, int, int, int]]:
-        if position < _DOT:
-            yield b".", directory.ino, _DT_DIR, _DOT
-        if position < _DOTDOT:
-            yield b"..", directory.parent, _DT_DIR, _DOTDOT
-        yield from namespace.entries(self._volume, directory, 0 if position <= _DOTDOT else position)
-
-    def _known(self, directory: Inode, name: bytes, ino: int) -> bytes:
-        """An entry for READDIRPLUS, which counts as a lookup; nothing if the inode is damaged."""
-        try:
-            inode = self._inode(ino)
-            entry = protocol.entry_out(inode, self._volume.block_size)
-        except FsError as e:
-            log.error("inode %d (%r in directory %d): %s", ino, name, directory.ino, e.why)
-            return b""
-        self.service.know(inode, directory.ino, name)
-        return entry
+    def not_needed(self, request: Request) -> None:
+        """Nothing is held back: what a call changed is durable when it returns. And permissions the kernel checks itself. It
+        need not ask again."""
+        request.error(errno.ENOSYS)
 
 
-def _caller(request: Request, umask: int) -> Caller:
-    return Caller(request.uid, request.gid, umask)
+def _reply_sized(request: Request, size: int, value: bytes) -> None:
+    """As getxattr(2) has it: with no room given, how much is needed."""
+    if not size:
+        request.reply(protocol.GETXATTR_OUT.pack(len(value)))
+    elif len(value) > size:
+        raise OutOfRange
+    else:
+        request.reply(value)
 
 
 def _loses_privileges(request: Request) -> bool:

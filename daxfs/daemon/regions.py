@@ -28,7 +28,8 @@ from daxfs import abi
 from daxfs.abi_hca import Access
 from daxfs.core import holding
 from daxfs.core.pins import Pin, State
-from daxfs.daemon.service import OpenFile, Service, now
+from daxfs.daemon.requests import OpenFile
+from daxfs.daemon.service import Service, now
 from daxfs.errors import BadArgument, Busy, FsError, LayoutBusy, NoEntry, Poisoned
 
 Piece = tuple[int, int]  # byte address on the image, bytes

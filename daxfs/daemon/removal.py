@@ -30,8 +30,9 @@ from daxfs.core import holding, poison
 from daxfs.core.events import Event
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.pins import State
-from daxfs.daemon import protocol, session
-from daxfs.daemon.service import OpenFile, Service, Turns, now
+from daxfs.daemon import protocol, requests, session
+from daxfs.daemon.requests import OpenFile
+from daxfs.daemon.service import Service, Turns, now
 from daxfs.daemon.session import Request
 from daxfs.daemon.threads import in_thread
 from daxfs.errors import Corrupt, FsError
@@ -113,7 +114,7 @@ class Removal:
         service, volume = self._service, self._volume
         root = volume.root
         self._root = {
-            protocol.GETATTR: protocol.attr_out(root, volume.block_size),
+            protocol.GETATTR: requests.attr_out(root),
             protocol.STATX: protocol.statx_out(root, volume.block_size),
         }
         service.gone = True

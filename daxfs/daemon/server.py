@@ -41,7 +41,7 @@ from daxfs.core.format import format_image
 from daxfs.core.layout import BLOCK_SIZE
 from daxfs.core.pmem import Pmem
 from daxfs.core.volume import Volume
-from daxfs.daemon import caching, mountpoint, session, survivors
+from daxfs.daemon import caching, mountpoint, session, survivors, threads
 from daxfs.daemon.operations import Operations
 from daxfs.daemon.options import MountOptions
 from daxfs.daemon.raw import RawRequests
@@ -56,7 +56,6 @@ log = logging.getLogger("daxfs")
 IMAGE_SIZE = 1 << 30
 SERVED_S_MAX = 30  # from mounting to the first answer
 SPARE = 16 << 20  # bytes of memory that are kept back: what the requests under way may need besides
-STACK = 1 << 20  # bytes of a thread's
 CLOSE_S_MAX = 10  # what an unmounted daemon may take to close the image
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SERVED = b"served"
@@ -128,10 +127,13 @@ class Mounting:
             service = Service(volume, self.place, self.options.dax)
             removal = self._mount(service)
             _calm_gc()
-            threading.stack_size(STACK)
-            session.keep_spare(SPARE)
             try:
+                threading.stack_size(threads.STACK)
+                session.keep_spare(SPARE)
                 trio.run(self._run, service, removal, ready)
+            except BaseException as e:  # of whatever was going on then: the next mount looks at everything
+                service.crashed(e)
+                raise
             finally:
                 pyfuse3.close(unmount=True)
         finally:
@@ -172,7 +174,7 @@ class Mounting:
 
     def _mount(self, service: Service) -> Removal:
         requests = RawRequests(service)
-        requests.install()
+        requests.install(quick=self.options.hotpath)
         service.volume.journal.check_medium = requests.removal.check
         session.configure(
             init_flags=caching.init_flags(self.options.dax),
@@ -183,7 +185,7 @@ class Mounting:
         )
         with _libfuse_messages() as said:
             try:
-                pyfuse3.init(Operations(service), self.place, self.options.for_libfuse(self.image))
+                pyfuse3.init(Operations(), self.place, self.options.for_libfuse(self.image))
             except RuntimeError as e:
                 raise FsError(f"cannot mount on {self.place}: {said() or e}") from None
         return requests.removal

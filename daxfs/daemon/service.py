@@ -16,26 +16,26 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 import trio
 
-from daxfs.core import fileops, holding, namespace
+from daxfs.core import fileops, holding
 from daxfs.core.inode import Inode
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Volume
-from daxfs.daemon import session
+from daxfs.daemon import requests, session
 from daxfs.daemon.caching import Caching
+from daxfs.daemon.requests import OpenFile
 from daxfs.daemon.waiting import Waiting
 from daxfs.errors import BadDescriptor, BadHandle, FsError, NoMemory
 
 log = logging.getLogger("daxfs")
 
-
 RELEASE_BATCH = 64  # pins that are released between two looks at the mount
 FREE_BATCH = 64  # runs that the delayed free gives back between two looks at the mount
 INSIST_MAX = 100  # how often what must be done is tried again
+UNEXPECTED = "an unexpected failure"
 WORK_S = 0.005  # how long one handler may go on before others get their turn
 
 
@@ -53,23 +53,6 @@ class Turns:
         if time.monotonic() - self._since > WORK_S:
             await trio.lowlevel.checkpoint()
             self._since = time.monotonic()
-
-
-@dataclass(eq=False, slots=True)
-class OpenFile:
-    """An open file description of the kernel."""
-
-    inode: Inode
-    flags: int  # of open(2)
-    fh: int = 0
-    task: int = 0  # the thread that opened it
-    cached: bool = False  # goes through the kernel's page cache
-    readable: bool = field(init=False)
-    writable: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.readable = self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
-        self.writable = self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
 
 
 class Reports:
@@ -105,7 +88,7 @@ class Service:
         self.mountpoint = mountpoint
         self.device = self.mount_id = ""  # major:minor of the mount and its number, once it is `served`
         self.served = trio.Event()
-        self.gone = False  # the device was removed, or lost: see removal.py
+        self._gone = False
         self.gone_errno = errno.ENODEV
         self.opened: dict[int, dict[int, OpenFile]] = {}  # regular files by inode and handle
         self.unpinned = trio.Event()  # the delayed free has work
@@ -116,8 +99,18 @@ class Service:
         volume.events.on_event = self.wake_pollers
         self.on_release: Callable[[int], None] = lambda fh: None  # the HCA's, called before the pins of a description go
         self._nursery: trio.Nursery
-        self._names: dict[int, tuple[int, bytes]] = {}  # inode -> (parent, name), as last heard
+        self.names: dict[int, tuple[int, bytes]] = {}  # inode -> (parent, name), as last heard
         volume.root.nlookup = 1  # the mount's own, never forgotten
+
+    @property
+    def gone(self) -> bool:
+        """The device was removed, or lost: see removal.py."""
+        return self._gone
+
+    @gone.setter
+    def gone(self, gone: bool) -> None:
+        self._gone = gone
+        requests.remove()
 
     # -- lookups --
 
@@ -125,44 +118,42 @@ class Service:
         """The kernel is about to learn of an inode by this name: one more lookup."""
         inode.nlookup += 1
         if name not in (b".", b".."):
-            self._names[inode.ino] = (parent, name)
+            self.names[inode.ino] = (parent, name)
         return inode
 
     def forget(self, ino: int, count: int) -> None:
         if ino == ROOT_INO:
             return
         inode = self.volume.inode(ino)
-        inode.nlookup = max(0, inode.nlookup - count)
-        if not inode.nlookup:
-            self._names.pop(ino, None)
-            self._settle(inode)
+        inode.nlookup = left = max(0, inode.nlookup - count)
+        if not left:
+            self.names.pop(ino, None)
+            if not inode.opens:
+                self._settle(inode)
 
-    def remove(self, verb: Callable[[Volume, int, Inode, bytes], None], parent: int, name: bytes) -> None:
+    def remove(self, verb: Callable[[Volume, int, Inode, bytes], Inode], parent: int, name: bytes) -> None:
         """unlink and rmdir."""
-        directory = self.volume.inode(parent)
-        inode = namespace.lookup(self.volume, directory, name)
-        verb(self.volume, now(), directory, name)
-        if inode is not None:
-            self.unnamed(inode, parent, name)
+        self.unnamed(verb(self.volume, now(), self.volume.inode(parent), name), parent, name)
 
     def unnamed(self, inode: Inode, parent: int, name: bytes) -> None:
         """A name is gone. An inode without any keeps its last one for reports."""
-        if inode.nlink and self._names.get(inode.ino) == (parent, name):
-            del self._names[inode.ino]
-        self._settle(inode)
+        if inode.nlink and self.names.get(inode.ino) == (parent, name):
+            del self.names[inode.ino]
+        if not (inode.nlookup or inode.opens):
+            self._settle(inode)
 
     def renamed(self, inode: Inode, parent: int, name: bytes) -> None:
-        if inode.ino in self._names:
-            self._names[inode.ino] = (parent, name)
+        if inode.ino in self.names:
+            self.names[inode.ino] = (parent, name)
 
     def path(self, inode: Inode) -> str:
         """Where people find a file, as the kernel would say it."""
         parts: list[bytes] = []
         ino = inode.ino
         while ino != ROOT_INO:
-            if ino not in self._names:
+            if ino not in self.names:
                 return f"(inode {inode.ino})"
-            ino, name = self._names[ino]
+            ino, name = self.names[ino]
             parts.append(name)
         text = os.path.join(self.mountpoint, *(os.fsdecode(part) for part in reversed(parts)))
         return text if inode.nlink else f"{text} (deleted)"
@@ -171,26 +162,11 @@ class Service:
 
     def open(self, inode: Inode, flags: int, task: int = 0) -> int:
         """A handle for the kernel. `task`: the thread that opens."""
-        file = OpenFile(inode, flags, task=task, cached=self.caching.admits(inode, flags))
-        inode.opens += 1
-        try:
-            if inode.is_file:
-                inode.set_hot()
-                file.fh = session.attach(
-                    inode.map.pointer,
-                    readable=file.cached or flags & os.O_ACCMODE != os.O_WRONLY,  # pages are read through any handle
-                    writable=file.writable,
-                    fills=file.cached or not self.caching.on,
-                    keep=file,
-                )
-                self.opened.setdefault(inode.ino, {})[file.fh] = file
-                self.caching.opened(file)
-            else:
-                file.fh = session.attach(keep=file)
-        except BaseException:
-            inode.opens -= 1
-            raise
-        return file.fh
+        cached = self.caching.admits(inode, flags)
+        fh = requests.open_file(inode, flags, task, cached=cached, fills=cached or not self.caching.on)
+        if cached:
+            self.caching.opened(self.file(fh))
+        return fh
 
     def file(self, fh: int) -> OpenFile:
         try:
@@ -225,14 +201,10 @@ class Service:
         """The kernel has no such handle any more. Its inode."""
         file = self.file(fh)
         self.on_release(fh)
-        session.detach(fh)
+        requests.close_file(file)
         self.pollers.pop(fh, None)
         self.reports.drop(fh)
-        if same := self.opened.get(file.inode.ino):
-            same.pop(fh, None)
-            if not same:
-                del self.opened[file.inode.ino]
-            self.caching.closed(file)
+        self.caching.closed(file)
         holding.release_owner(self.volume, fh)
         self.moved(file.inode.ino)
         return file.inode
@@ -310,15 +282,15 @@ class Service:
 
     def crashed(self, problem: BaseException) -> None:
         """Something failed that should not: nothing is changed any more, so that nothing gets worse."""
-        _insist(lambda: self.volume.fail(repr(problem)))
-        _insist(lambda: log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem))
-
-
-def _insist(work: Callable[[], object]) -> None:
-    """Do what must not be left undone because memory is short for a moment."""
-    for _ in range(INSIST_MAX):
-        try:
-            work()
-        except MemoryError:
-            continue
-        return
+        volume, tries = self.volume, INSIST_MAX
+        known = volume.failed
+        volume.failed = known or UNEXPECTED  # this needs no memory, should that be the problem; the rest is tried again
+        while tries:
+            tries -= 1
+            try:
+                volume.set_hot()
+                volume.failed = known or repr(problem)
+                log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem)
+                return
+            except MemoryError:
+                pass

@@ -124,9 +124,9 @@ def waiting() -> list[Request]:
     """The requests that Python keeps and has not answered."""
 
 def counters() -> dict[str, int]:
-    """Since the import: hot_reads, hot_writes, hot_read_bytes, hot_write_bytes, raw (to callbacks), passed (to
-    pyfuse3), interrupts, drains (wake-ups), lost (answers that the kernel did not take: caller or mount gone), refused
-    (for want of memory)."""
+    """Since the import: hot_reads, hot_writes, hot_read_bytes, hot_write_bytes, quick (answered by requests.pyx), raw (to
+    callbacks), passed (to pyfuse3), interrupts, drains (wake-ups), lost (answers that the kernel did not take: caller or
+    mount gone), refused (for want of memory)."""
 
 def inval_inode(ino: int, offset: int = 0, length: int = 0) -> None:
     """Drop the kernel's cached attributes of an inode and its cached pages of a range (length 0: to the end; offset

@@ -6,13 +6,15 @@ itself. pyfuse3 runs its loop as always and waits for the descriptor; each time 
 `_take`, which answers requests until one is libfuse's, none is left, or it is trio's turn:
 
     READ or WRITE on a hot handle   answered in C from the mapping (hotpath.c)
+    an opcode with a quick handler  answered from what is in memory, if it can be (requests.pyx)
     an opcode with a callback       `callback(Request)`
     INTERRUPT                       `on_interrupt` of the request it names
     anything else                   handed to libfuse, and so to pyfuse3
 
 Rules
 - Everything here runs on the trio thread, but for `Request.reply*`/`error` and the notifications.
-- A request is answered exactly once. One that is dropped, or whose callback raises, answers EIO: never is a caller left.
+- A request is answered exactly once. One that is dropped, or whose callback raises, answers EIO: never is a caller left. Nor
+  is one whom pyfuse3 forgets, as it does when an allocation of its own fails.
 - A caller or a mount that is gone is no error: the answer is lost, and counted.
 - Without memory (spare.h) a request that would make the daemon hold more is answered ENOMEM before anybody sees it. A failed
   allocation in here costs the request under way an EIO or ENOMEM, and nobody anything else.
@@ -41,11 +43,6 @@ from posix.unistd cimport close, dup, read, usleep
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
 
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
-
 cdef extern from "fuseio.h" nogil:
     enum:
         FUSE_ASYNC_READ, FUSE_ATOMIC_O_TRUNC, FUSE_EXPORT_SUPPORT, FUSE_BIG_WRITES, FUSE_DONT_MASK, FUSE_HAS_IOCTL_DIR
@@ -54,10 +51,6 @@ cdef extern from "fuseio.h" nogil:
         FUSE_FORGET, FUSE_READ, FUSE_WRITE, FUSE_INIT, FUSE_INTERRUPT, FUSE_SETXATTR, FUSE_BATCH_FORGET
         FUSE_NOTIFY_POLL, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY
     const uint64_t FUSE_DIRECT_IO_ALLOW_MMAP
-    struct fuse_in_header:
-        uint32_t len, opcode
-        uint64_t unique, nodeid
-        uint32_t uid, gid, pid
     struct fuse_interrupt_in:
         uint64_t unique
     struct fuse_notify_poll_wakeup_out:
@@ -70,13 +63,13 @@ cdef extern from "fuseio.h" nogil:
         uint32_t namelen, flags
     ctypedef struct dx_session:
         int fd
-        uint64_t init_flags
+        uint64_t passed, init_flags
         uint32_t max_write, max_background
         ssize_t (*take)(void *, size_t) noexcept
     dx_session dx
     int dx_interpose()
     void dx_saw_init(const fuse_in_header *, size_t)
-    int dx_grows(uint32_t)
+    int dx_grows(const fuse_in_header *)
     int dx_answer(uint64_t, int, iovec *, int)
     int dx_notify(int, int, iovec *, int)
 
@@ -150,6 +143,7 @@ cdef enum:
     PAUSE_US = 10_000  # when not even the next request can be taken
 
 cdef list _callbacks = [None] * OPCODES
+cdef quick_handler[OPCODES] _quick_handlers
 cdef dict _kept = {}  # unique -> address of a Request, which removes itself
 cdef dict _keepers = {}  # fh -> what its owner wants held
 cdef object _on_crash = None
@@ -159,7 +153,7 @@ cdef int _drain_max = 64
 cdef bint _short = False  # whether requests are refused for want of memory
 cdef int64_t _short_told = 0
 cdef uint64_t _unanswered = 0  # the request that was read, until somebody answers for it
-cdef uint64_t _raw = 0, _passed = 0, _interrupts = 0, _drains = 0, _lost = 0, _refused = 0
+cdef uint64_t _quick = 0, _raw = 0, _passed = 0, _interrupts = 0, _drains = 0, _lost = 0, _refused = 0
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -398,6 +392,19 @@ cdef _dispatch(const fuse_in_header *header, size_t length):
         _keep(request)
 
 
+cdef bint _answered_quickly(const fuse_in_header *header, size_t length) except -1:
+    """A bug there is one of the request alone, as in a callback."""
+    cdef Request request
+    try:
+        return _quick_handlers[header.opcode](header, length)
+    except BaseException as exc:
+        request = _insist_on_request(header, length)
+        if request is None:
+            raise
+        _crashed(request, exc)
+    return True
+
+
 cdef _interrupt(const fuse_interrupt_in *arg):
     """One that names no kept request comes too late: it has been answered (or is pyfuse3's, which does not wait)."""
     global _interrupts
@@ -502,7 +509,7 @@ cdef ssize_t _take(void *buffer, size_t size) noexcept with gil:
 
 
 cdef ssize_t _drain(void *buffer, size_t size) except? -1:
-    global _raw, _passed, _drains, _refused, _unanswered
+    global _quick, _raw, _passed, _drains, _refused, _unanswered
     cdef const fuse_in_header *header
     cdef ssize_t n
     cdef size_t length
@@ -510,6 +517,10 @@ cdef ssize_t _drain(void *buffer, size_t size) except? -1:
     cdef int64_t turn = 0
 
     _drains += 1
+    if dx.passed:  # no handler of pyfuse3 waits: it is lost
+        _unanswered, dx.passed = dx.passed, 0
+        _send_error(_unanswered, EIO)
+        log.error("pyfuse3 lost request %d; answered EIO", _unanswered)
     while left > 0:
         _unanswered = 0
         if dx_spare_gone() or _short:
@@ -535,9 +546,12 @@ cdef ssize_t _drain(void *buffer, size_t size) except? -1:
         if header.opcode == FUSE_INTERRUPT:
             _interrupt(<const fuse_interrupt_in *>(_buffer.start + HEADER))
             continue
-        if _short and dx_grows(header.opcode):
+        if _short and dx_grows(header):
             _refused += 1
             _send_error(header.unique, ENOMEM)
+            continue
+        if header.opcode < OPCODES and _quick_handlers[header.opcode] != NULL and _answered_quickly(header, length):
+            _quick += 1
             continue
         if header.opcode < OPCODES and _callbacks[header.opcode] is not None:
             _raw += 1
@@ -553,7 +567,8 @@ cdef ssize_t _drain(void *buffer, size_t size) except? -1:
             _send_error(header.unique, EIO)
             log.error("request %d (opcode %d) is too long for libfuse: %d bytes", header.unique, header.opcode, length)
             continue
-        _unanswered = 0  # pyfuse3 answers
+        _unanswered = 0
+        dx.passed = 0 if header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET else header.unique
         _passed += 1
         memcpy(buffer, _buffer.start, length)
         return n
@@ -595,18 +610,7 @@ def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, 
 
 def attach(uintptr_t map_pointer=0, *, bint readable=True, bint writable=False, bint fills=True, keep=None):
     cdef unsigned access = (DX_READABLE if readable else 0) | (DX_WRITABLE if writable else 0) | (DX_FILLS if fills else 0)
-    cdef uint64_t fh = dx_attach(<const dx_map *>map_pointer, access)
-    if fh == 0 and dx_spare_give(1):
-        fh = dx_attach(<const dx_map *>map_pointer, access)
-    if fh == 0:
-        raise MemoryError
-    try:
-        number = fh
-        _keepers[number] = keep
-    except BaseException:
-        dx_detach(fh)
-        raise
-    return number
+    return attach_handle(<const void *>map_pointer, access, keep)
 
 
 def detach(uint64_t fh):
@@ -645,6 +649,7 @@ def counters():
         "hot_writes": dx_hot.writes,
         "hot_read_bytes": dx_hot.read_bytes,
         "hot_write_bytes": dx_hot.write_bytes,
+        "quick": _quick,
         "raw": _raw,
         "passed": _passed,
         "interrupts": _interrupts,
@@ -652,6 +657,51 @@ def counters():
         "lost": _lost,
         "refused": _refused,
     }
+
+
+# -- what compiled modules call (session.pxd) --------------------------------------------------------------------------
+
+
+cdef int set_quick(int opcode, quick_handler handler) except -1:
+    _quick_handlers[opcode] = handler
+    return 0
+
+
+cdef int answer(uint64_t unique, const void *data, size_t length) except -1:
+    cdef iovec iov[2]
+    iov[1].iov_base = <void *>data
+    iov[1].iov_len = length
+    return _send(unique, iov, 2 if length else 1)
+
+
+cdef int refuse(uint64_t unique, int number) except -1:
+    _send_error(unique, number)
+    return 0
+
+
+cdef object attach_handle(const void *map_pointer, unsigned access, keep):
+    cdef uint64_t fh = dx_attach(<const dx_map *>map_pointer, access)
+    if fh == 0 and dx_spare_give(1):
+        fh = dx_attach(<const dx_map *>map_pointer, access)
+    if fh == 0:
+        raise MemoryError
+    try:
+        number = fh
+        _keepers[number] = keep
+    except BaseException:
+        dx_detach(fh)
+        raise
+    return number
+
+
+cdef object held(fh):
+    return _keepers.get(fh)
+
+
+cdef int detach_handle(fh) except -1:
+    del _keepers[fh]
+    dx_detach(fh)
+    return 0
 
 
 # -- notifications ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Work that waits for the kernel, in a thread of its own, also when memory is short."""
+"""Work that may block the loop, in threads of trio's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import trio
 from daxfs.daemon import session
 from daxfs.errors import NoMemory
 
+STACK = 1 << 20  # bytes of a thread's
 T = TypeVar("T")
 
 

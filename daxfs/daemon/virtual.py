@@ -4,7 +4,7 @@ The directory answers a lookup of its name, but no listing of the root has it. I
 not change while they are open; as in /proc their size is 0. Nothing here is on media: inode numbers start above all that the
 inode table can have. Nothing here can be changed (EPERM), and no other file can take the name in the root.
 
-`takes` is asked for every raw request, before its handler; `refuses` for every call that comes through pyfuse3.
+`takes` is asked for every request, before its handler; `keep_out` by those whose request names a second directory.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from daxfs import abi
 from daxfs.core.layout import ROOT_INO
-from daxfs.daemon import protocol, session
+from daxfs.daemon import protocol, requests, session
 from daxfs.daemon.service import now
-from daxfs.errors import FsError
+from daxfs.errors import FsError, NotPermitted
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
@@ -28,17 +27,35 @@ if TYPE_CHECKING:
     from daxfs.daemon.session import Request
 
 NAME = b".daxfs"
+_WITH_NUL = NAME + b"\0"
 FILES = {b"pins.json": abi.REPORT_PINS, b"busy.json": abi.REPORT_BUSY, b"status.json": abi.REPORT_STATUS}
 
-_FIRST = 0x7DAF_0000_0000_0000  # inode number of the directory; the files follow
+_FIRST = requests.FIRST_VIRTUAL  # inode number of the directory; the files follow
 _NUMBERS = {name: _FIRST + 1 + n for n, name in enumerate(FILES)}
 _REPORTS = dict(zip(_NUMBERS.values(), FILES.values(), strict=True))
-_NAMING = {protocol.CREATE: protocol.CREATE_IN.size, protocol.UNLINK: 0}  # where the name is in what would change the root
+_NAMING = {  # where the name is in what would change the root
+    protocol.CREATE: protocol.CREATE_IN.size,
+    protocol.MKNOD: protocol.MKNOD_IN.size,
+    protocol.MKDIR: protocol.MKDIR_IN.size,
+    protocol.SYMLINK: 0,
+    protocol.LINK: protocol.LINK_IN.size,
+    protocol.UNLINK: 0,
+    protocol.RMDIR: 0,
+    protocol.RENAME: protocol.RENAME_IN.size,
+    protocol.RENAME2: protocol.RENAME2_IN.size,
+}
+# About the mount, or the same for all files.
+_EVERYBODYS = frozenset((
+    protocol.FORGET, protocol.BATCH_FORGET, protocol.STATFS, protocol.FLUSH, protocol.FSYNC, protocol.FSYNCDIR,
+    protocol.ACCESS,
+))  # fmt: skip
 _DT_DIR, _DT_REG = stat.S_IFDIR >> 12, stat.S_IFREG >> 12
 # ENOSYS would switch a call off for the whole mount, EXDEV lets the kernel copy by itself.
 _ERRORS = {
     protocol.LSEEK: errno.EINVAL,
     protocol.IOCTL: errno.ENOTTY,
+    protocol.GETXATTR: errno.EOPNOTSUPP,
+    protocol.LISTXATTR: errno.EOPNOTSUPP,
     protocol.COPY_FILE_RANGE: errno.EXDEV,
     protocol.COPY_FILE_RANGE_64: errno.EXDEV,
 }
@@ -70,16 +87,10 @@ class _Opened:
     """What an open file or directory here is to the session; its text is among the service's reports."""
 
 
-def owns(ino: Any) -> bool:
-    """Whether this is an inode number of ours."""
-    return isinstance(ino, int) and ino >= _FIRST
-
-
-def refuses(arguments: tuple[Any, ...]) -> bool:
-    """Whether a call that pyfuse3 has decoded would change something here, or take the name."""
-    if any(owns(argument) for argument in arguments):
-        return True
-    return any(name == NAME and parent == ROOT_INO for parent, name in pairwise(arguments))
+def keep_out(ino: int, name: bytes = b"") -> None:
+    """NotPermitted if an inode is one of ours, or if a name in it is."""
+    if ino >= _FIRST or (ino == ROOT_INO and name == NAME):
+        raise NotPermitted
 
 
 class Virtual:
@@ -98,10 +109,12 @@ class Virtual:
                 self._reply_entry(request, _FIRST)
                 return True
             at = _NAMING.get(request.opcode)
-            if at is None or protocol.name_at(request.body, at) != NAME:
+            if at is None or request.body[at : at + len(_WITH_NUL)] != _WITH_NUL:
                 return False
             request.error(errno.EPERM)
             return True
+        if request.opcode in _EVERYBODYS:
+            return False
         try:
             self._answer(request)
         except FsError as e:
@@ -113,7 +126,7 @@ class Virtual:
         if code == protocol.LOOKUP:
             self._lookup(request)
         elif code == protocol.GETATTR:
-            request.reply(protocol.attr_out(self._node(ino), self._block_size))
+            request.reply(requests.attr_out(self._node(ino)))
         elif code == protocol.STATX:
             request.reply(protocol.statx_out(self._node(ino), self._block_size))
         elif code == protocol.OPENDIR:
@@ -141,7 +154,7 @@ class Virtual:
         return cast("Inode", _Node(ino, mode, 2 if directory else 1, os.getuid(), os.getgid(), self._since))
 
     def _reply_entry(self, request: Request, ino: int) -> None:
-        request.reply(protocol.entry_out(self._node(ino), self._block_size))
+        request.reply(requests.entry_out(self._node(ino)))
 
     def _lookup(self, request: Request) -> None:
         name = bytes(request.body[:-1])
@@ -173,13 +186,13 @@ class Virtual:
 
     def _list(self, request: Request, *, plus: bool) -> None:
         _, position, size = protocol.READ_IN.unpack_from(request.body)
-        listing = protocol.Listing(size, plus=plus)
+        listing = requests.Listing(size, plus=plus)
         names = [(b".", _FIRST, _DT_DIR), (b"..", ROOT_INO, _DT_DIR)]
         names += [(name, ino, _DT_REG) for name, ino in _NUMBERS.items()]
         for following, (name, ino, dtype) in enumerate(names, 1):
             if following <= position:
                 continue
-            entry = protocol.entry_out(self._node(ino), self._block_size) if plus and ino in _REPORTS else b""
-            if not listing.add(name, ino, dtype, following, entry):
+            node = self._node(ino) if ino in _REPORTS else None
+            if not listing.add(name, ino, dtype, following, node):
                 break
         request.reply(listing.data())

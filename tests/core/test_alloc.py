@@ -76,6 +76,16 @@ def test_in_few_pieces_if_it_must_be(alloc: Allocator) -> None:
         Allocator.take_chunk(small(alloc), 4)
 
 
+def test_the_lowest_blocks(alloc: Allocator) -> None:
+    alloc.take(END - START, meta=True)
+    alloc.give([(30, 2), (40, 3), (50, 20)])
+    with pytest.raises(NoSpace):
+        alloc.take_lowest(20)
+    assert alloc.take_lowest(7, meta=True) == [(30, 2), (40, 3), (50, 2)]
+    assert alloc.take_lowest(1) == [(52, 1)]
+    alloc.check(END)
+
+
 def small(alloc: Allocator) -> Allocator:
     alloc.reserve = 0
     return alloc

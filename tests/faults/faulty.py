@@ -6,7 +6,6 @@ name and an exception; who finds its own name there removes the file and raises.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Callable
@@ -29,7 +28,7 @@ def place(mounted: Mounted) -> Path:
 
 
 def start(mounted: Mounted, options: str = "allow_other,hotpath=off") -> dict[str, list[str]]:
-    """Mount with such a daemon. The names of what can fail, by kind: raw, pyfuse3, ioctl, worker."""
+    """Mount with such a daemon. The names of what can fail, by kind: raw, ioctl, worker."""
     os.environ[_VARIABLE] = str(place(mounted))
     try:
         mounted.mount(options, setup=SETUP)
@@ -47,15 +46,15 @@ def arm(mounted: Mounted, name: str, kind: str) -> None:
 
 
 def install() -> None:
+    from daxfs.core.directory import Directory
     from daxfs.core.volume import Volume
-    from daxfs.daemon import server, session, survivors
+    from daxfs.daemon import session, survivors
     from daxfs.daemon.admin import Admin
     from daxfs.daemon.control import Control
-    from daxfs.daemon.operations import Operations
     from daxfs.daemon.raw import RawRequests
 
     where = Path(os.environ[_VARIABLE])
-    names: dict[str, list[str]] = {"raw": [], "pyfuse3": [], "ioctl": [], "worker": []}
+    names: dict[str, list[str]] = {"raw": [], "ioctl": [], "worker": []}
 
     def strike(name: str) -> None:
         try:
@@ -73,14 +72,6 @@ def install() -> None:
 
         return first
 
-    def striking_handler(name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        async def first(*args: Any) -> Any:
-            strike(name)
-            return await handler(*args)
-
-        first.__name__ = handler.__name__
-        return first
-
     translated = RawRequests._translated
 
     def translated_striking(self: RawRequests, handler: Callable[..., Any]) -> Any:
@@ -88,10 +79,6 @@ def install() -> None:
         return translated(self, striking(f"raw:{handler.__name__}", handler))
 
     RawRequests._translated = translated_striking  # type: ignore[method-assign]
-    handlers = {key: work for key, work in vars(Operations).items() if inspect.iscoroutinefunction(work) and key[0] != "_"}
-    names["pyfuse3"] = list(handlers)
-    members = {key: striking_handler(f"pyfuse3:{key}", value) for key, value in handlers.items()}
-    server.Operations = type(Operations)("Operations", (Operations,), members)  # type: ignore[misc]
     numbers = {number: key for key, number in vars(abi).items() if key.startswith("IOC_")}
     init = Control.__init__
 
@@ -102,14 +89,16 @@ def install() -> None:
             self._calls[number] = striking(f"ioctl:{numbers[number]}", call)
 
     Control.__init__ = init_striking  # type: ignore[method-assign]
-    owners: dict[str, Any] = {"free_unpinned": Volume, "gone": survivors, "look": session, "text": Admin}
+    owners: dict[str, Any] = {
+        "lookup": Directory, "free_unpinned": Volume, "gone": survivors, "look": session, "text": Admin,
+    }  # fmt: skip
     for name, owner in owners.items():
         names["worker"].append(name)
         setattr(owner, name, striking(f"worker:{name}", getattr(owner, name)))
     put_in = RawRequests.install
 
-    def put_in_and_tell(self: RawRequests) -> None:
-        put_in(self)
+    def put_in_and_tell(self: RawRequests, **options: Any) -> None:
+        put_in(self, **options)
         Path(f"{where}.names").write_text(json.dumps(names))
 
     RawRequests.install = put_in_and_tell  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from daxfs import client
-from tools import fsck_bench
+from tools.scale import volumes
 from tools.scale.measure import Rows, memory
 
 DAXFS = [sys.executable, "-m", "daxfs.cli"]
@@ -33,7 +33,7 @@ def mounted(image: Path, place: Path) -> Iterator[int]:
 
 def known(rows: Rows, n: int, place: Path) -> None:
     """Files that were looked up, and are not open."""
-    fsck_bench.make(place / "image", n)
+    volumes.make(place / "image", n)
     with mounted(place / "image", place / "mnt") as pid:
         before, began = memory(pid), time.perf_counter()
         count = _walk(place / "mnt")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from daxfs.core import layout
+from daxfs.core.alloc import without
 from daxfs.core.fsck.image import Image
 from daxfs.core.fsck.report import Array, Report
 from daxfs.core.fsck.space import Owners, merged
@@ -89,7 +90,7 @@ def _claim(owned: RunSet, piece: tuple[int, int, int, int], lost: dict[int, list
     """A directory (inode, logical, physical, count) takes what nobody has, and loses the rest."""
     ino, logical, physical, count = piece
     taken = owned.within(physical, count)
-    for free in _without((physical, count), taken):
+    for free in without((physical, count), taken):
         owned.add(*free)
     for start, n in taken:
         lost.setdefault(ino, []).append(Cut(logical + start - physical, start, n, False, False))
@@ -112,7 +113,7 @@ def _file_losses(image: Image, inodes: Inodes, extents: Extents, which: Array, f
         last = ino
         taken = [(run, False) for run in fixed.within(physical, count)]
         taken = sorted(taken + [(run, True) for run in files.within(physical, count)])
-        for piece in _without((physical, count), [run for run, _ in taken]):
+        for piece in without((physical, count), [run for run, _ in taken]):
             files.add(*piece)
         unwritten = bool(extents.unwritten[i])
         cuts += [Cut(logical + start - physical, start, n, unwritten, copy) for (start, n), copy in taken]
@@ -181,21 +182,6 @@ def _stretches(flags: Array) -> Iterator[tuple[int, int, bool]]:
     edges = np.concatenate(([0], np.flatnonzero(flags[1:] != flags[:-1]) + 1, [len(flags)])).tolist()
     for start, end in itertools.pairwise(edges):
         yield start, end - start, bool(flags[start])
-
-
-def _without(run: tuple[int, int], taken: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What of a run is not taken; `taken` is in order."""
-    out = []
-    at, end = run[0], run[0] + run[1]
-    for start, count in taken:
-        if start + count <= at or start >= end:
-            continue
-        if start > at:
-            out.append((at, start - at))
-        at = start + count
-    if at < end:
-        out.append((at, end - at))
-    return out
 
 
 def _ctime(image: Image, rows: Array) -> Array:

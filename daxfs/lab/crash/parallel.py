@@ -152,7 +152,7 @@ def _dask(scheduler: str) -> Any:
     try:
         from distributed import Client
     except ImportError:
-        raise NotSupported("--scheduler needs Dask, which is not installed: pip install 'daxfs[dask]'") from None
+        raise NotSupported("--scheduler needs Dask, which is not installed: pip install distributed") from None
     try:
         return Client(scheduler, timeout=DASK_TIMEOUT, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as e:

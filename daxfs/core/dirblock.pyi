@@ -1,0 +1,3 @@
+"""The records of a directory block, compiled; see dirblock.pyx."""
+
+def records(block: bytes | memoryview, at: int, ino_end: int, what: str) -> list[tuple[int, int, int, int, bytes]]: ...
