@@ -148,8 +148,9 @@ class Deadlock(FsError):
 class LayoutBusy(FsError):
     """Somebody holds blocks that the operation would take. Never leaves the daemon, which waits and calls again.
 
-    `kind` is what is waited for ("invalidate", "wait", "lease", "hold", "space"), `pin` the id of one pin that stands in the
-    way (0: none, or something else does), `ino`, `first` and `count` the blocks that the operation would take."""
+    `kind` is what is waited for ("invalidate", "wait", "lease", "hold", "space", "forget", "release", "pages"), `pin` the id
+    of one pin that stands in the way (0: none, or something else does), `ino`, `first` and `count` the blocks that the
+    operation would take."""
 
     errno = _errno.EAGAIN
 

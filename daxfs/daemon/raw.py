@@ -78,7 +78,7 @@ class RawRequests:
             protocol.COPY_FILE_RANGE_64: self.copy_file_range,
             protocol.STATFS: self.statfs,
             protocol.FLUSH: self.not_needed,
-            protocol.FSYNC: self.not_needed,
+            protocol.FSYNC: self.fsync,
             protocol.FSYNCDIR: self.not_needed,
             protocol.ACCESS: self.not_needed,
             protocol.IOCTL: self._control.ioctl,
@@ -354,6 +354,13 @@ class RawRequests:
         request.reply(protocol.STATFS_OUT.pack(
             volume.blocks, volume.free, volume.alloc.available, inodes, free, size, layout.NAME_MAX, size,
         ))  # fmt: skip
+
+    def fsync(self, request: Request) -> None:
+        """With a cache the kernel shall ask: writing back to a dead daemon is no error to it, but this call then is."""
+        if self.service.caching.on:
+            request.reply()
+        else:
+            self.not_needed(request)
 
     def not_needed(self, request: Request) -> None:
         """Nothing is held back: what a call changed is durable when it returns. And permissions the kernel checks itself. It

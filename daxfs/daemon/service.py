@@ -164,7 +164,7 @@ class Service:
         """A handle for the kernel. `task`: the thread that opens."""
         cached = self.caching.admits(inode, flags)
         fh = requests.open_file(inode, flags, task, cached=cached, fills=cached or not self.caching.on)
-        if cached:
+        if self.caching.on and inode.is_file:
             self.caching.opened(self.file(fh))
         return fh
 

@@ -17,7 +17,7 @@ from daxfs.core.inode import Inode
 from daxfs.core.namespace import Caller
 from daxfs.core.pins import Holder
 from daxfs.core.volume import Volume
-from daxfs.daemon import caching, protocol, session
+from daxfs.daemon import caching, protocol, requests, session
 from daxfs.daemon.service import OpenFile, Service
 from daxfs.errors import BadArgument, Busy, LayoutBusy
 from tests.core.image import NOW, fresh_volume
@@ -32,7 +32,11 @@ class Bench:
     def __init__(self, volume: Volume, monkeypatch: pytest.MonkeyPatch, dax: str = "never") -> None:
         self.tasks: list[Any] = []
         monkeypatch.setattr(Service, "start", lambda _, *work: self.tasks.append(work))
-        self.service = Service(volume, "/nowhere", dax)
+        self.service = service = Service(volume, "/nowhere", dax)
+        requests.install(
+            volume.inode, service.names, service.opened, None, None, block_size=volume.block_size, file_flags=0,
+            directory_flags=0, quick=False, direct=False,
+        )  # fmt: skip
         self.caching = self.service.caching
         self.volume = volume
         self.holder = Holder(os.getpid(), "test", 1)

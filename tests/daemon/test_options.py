@@ -14,8 +14,9 @@ def parse(*given: str, privileged: bool = True) -> MountOptions:
     return MountOptions.parse(given, privileged=privileged)
 
 
-def test_nothing_given_is_read_write_and_hot() -> None:
+def test_nothing_given_is_read_write_direct_and_hot() -> None:
     options = parse(privileged=False)
+    assert options.dax == "always"
     assert (options.readonly, options.nonempty, options.hostsync, options.hotpath) == (False, False, False, True)
     assert options.kernel == frozenset()
 
@@ -39,6 +40,7 @@ def test_of_opposites_the_last_one_counts() -> None:
     assert not parse("ro,rw").readonly
     assert parse("rw,ro").readonly
     assert parse("hotpath=off,hotpath=on").hotpath
+    assert parse("dax=always,dax=never").dax == "never"
     assert "sync" not in parse("sync,async").kernel
 
 
@@ -63,6 +65,7 @@ def test_ranges_of_cpus() -> None:
         ("ro=1", "takes no value"),
         ("nonempty=", "takes no value"),
         ("hotpath", "hotpath is one of on, off"),
+        ("dax=inode", "dax is one of always, never"),
         ("hotpath=maybe", "hotpath is one of on, off"),
         ("cpu", "no such CPU"),
         ("cpu=x", "no such CPU"),

@@ -12,6 +12,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,14 +174,14 @@ def test_a_killed_daemon_has_what_was_synced(make_mount: Maker) -> None:
     closed.write_bytes(b"closed" * 10_000)
     os.pwrite(fds[1], b"later" * 10_000, 0)  # last: the kernel writes back when it likes
     mounted.kill()
-    assert refused(os.fsync, fds[1]), "nobody can write it back"
+    assert refused(os.fsync, fds[1]) in ("ENOTCONN", "ECONNABORTED", "EIO")
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
     mounted.mount()
     assert synced.read_bytes() == b"first" * 10_000
     assert closed.read_bytes() == b"closed" * 10_000
-    assert dirty.read_bytes() in (b"first" * 10_000, b"later" * 10_000)
+    assert dirty.read_bytes() in (b"later" * 10_000, b"first" * 10_000)
 
 
 # -- pins: who may pin ------------------------------------------------------------------------------------------------
@@ -228,30 +229,49 @@ def test_closed_just_now(path: Path) -> None:
 # -- pins: what others see --------------------------------------------------------------------------------------------
 
 
-def stale_reads(read: Callable[[], int], published: mmap.mmap, for_s: float) -> tuple[int, int]:
-    """(reads, stale ones): a value that is smaller than the one published before the read began."""
-    done = stale = 0
+def stale_reads(read: Callable[[], int], published: mmap.mmap, for_s: float) -> list[tuple[int, int]]:
+    """(what was read, what was published before the read began), where that is less. Of 300 reads at least."""
+    done, stale = 0, []
     end = time.monotonic() + for_s
-    while time.monotonic() < end:
+    while done < 300 or time.monotonic() < end:
         (least,) = struct.unpack_from("<Q", published)
-        stale += read() < least
+        got = read()
+        if got < least:
+            stale.append((got, least))
         done += 1
-    return done, stale
+    return stale
+
+
+@contextmanager
+def counting(view: memoryview) -> Iterator[mmap.mmap]:
+    """A device that counts up in its block, without a pause, and says how far it is behind each store."""
+    published = mmap.mmap(-1, BLOCK)
+    running = os.fork()
+    if running == 0:
+        words = [memoryview(memory)[:8].cast("Q") for memory in (view, published)]  # one store each
+        for value in range(1 << 62):
+            for word in words:
+                word[0] = value
+    try:
+        eventually("the device writes", lambda: number(published))
+        yield published
+    finally:
+        os.kill(running, signal.SIGKILL)
+        os.waitpid(running, 0)
+
+
+def number(data: bytes | mmap.mmap) -> int:
+    (value,) = struct.unpack_from("<Q", data)
+    return int(value)
 
 
 def test_no_read_is_stale_while_a_device_writes(path: Path) -> None:
-    """A holder counts up in its block, without a pause, and says how far it is after each store; readers through
-    descriptors of all ages and kinds never see less."""
-    published = mmap.mmap(-1, BLOCK)
+    """Readers through descriptors of all ages and kinds never see less than what the device had said by then."""
     holder = client.open(path, "r+")
     old = os.open(path, os.O_RDWR)  # before the pin
     pin = holder.pin(0, BLOCK, write=True)
     new, direct = os.open(path, os.O_RDONLY), os.open(path, os.O_RDONLY | os.O_DIRECT)
     buffer = mmap.mmap(-1, BLOCK)
-
-    def number(data: bytes | mmap.mmap) -> int:
-        (value,) = struct.unpack_from("<Q", data)
-        return int(value)
 
     def reopened() -> int:
         with open(path, "rb", buffering=0) as file:
@@ -264,19 +284,9 @@ def test_no_read_is_stale_while_a_device_writes(path: Path) -> None:
         reopened,
     ]
     view = pin.map()
-    running = os.fork()
-    if running == 0:
-        words = [memoryview(memory)[:8].cast("Q") for memory in (view, published)]  # one store each
-        for value in range(1 << 62):
-            for word in words:
-                word[0] = value
-    try:
-        counted = [stale_reads(read, published, 0.5) for read in readers]
-    finally:
-        os.kill(running, signal.SIGKILL)
-        os.waitpid(running, 0)
-    assert [stale for _, stale in counted] == [0] * len(readers)
-    assert all(done > 50 for done, _ in counted)
+    with counting(view) as published:
+        stale = [stale_reads(read, published, 0.4) for read in readers]
+    assert stale == [[]] * len(readers)
     last = bytes(view[:8])
     pin.close()
     holder.close()
@@ -284,6 +294,16 @@ def test_no_read_is_stale_while_a_device_writes(path: Path) -> None:
         os.close(fd)
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), BLOCK) as mapped:
         assert mapped[:8] == last, "pages that come back later have it, too"
+
+
+def test_a_stale_read_would_be_seen(mount: Mounted) -> None:
+    """The measure itself: with dax=always a file can be mapped beside a pin, and the mapping is what was there before."""
+    path = mount.path / "file"
+    path.write_bytes(bytes(BLOCK))
+    with client.open(path, "r+") as file, file.pin(0, BLOCK, write=True) as pin, mmap.mmap(file.fileno(), BLOCK) as mapped:
+        assert number(mapped) == 0
+        with counting(pin.map()) as published:
+            assert stale_reads(lambda: number(mapped), published, 0.1)
 
 
 def test_writes_reach_the_holder_at_once(path: Path) -> None:
