@@ -22,7 +22,7 @@ Rules
 
 States of a Request: new (in its callback), kept (unanswered behind it, listed by waiting()), answered.
 
-Not here: the protocol's records (protocol.py), what any request means (operations.py), waiting for the CPU instead of for
+Not here: the protocol's records (protocol.py), what any request means (raw.py, names.py), waiting for the CPU instead of for
 the descriptor (spinning).
 """
 
