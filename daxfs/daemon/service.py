@@ -1,4 +1,4 @@
-"""One served volume: what the kernel holds of it, and what both front doors (pyfuse3 handlers, raw requests) share.
+"""One served volume: what the kernel holds of it, and what its requests share.
 
 Owns the open files (the `keep` objects of the session's handles), the lookup counts of inodes, and the names by which
 the kernel knows them (for reports). An inode leaves memory when the kernel has forgotten it and no description is open;

@@ -23,7 +23,7 @@ Rules
 
 States of a Request: new (in its callback), kept (unanswered behind it, listed by waiting()), answered.
 
-Not here: the protocol's records (protocol.py), what any request means (raw.py, operations.py).
+Not here: the protocol's records (protocol.py), what any request means (raw.py, names.py).
 """
 
 import logging
