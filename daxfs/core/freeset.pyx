@@ -68,11 +68,15 @@ cdef class FreeSet(RunSet):
         self._known = False
 
     def load(self, const uint64_t[:] starts, const uint64_t[:] counts):
+        cdef Py_ssize_t i
+        for i in range(starts.shape[0]):
+            _must_fit(starts[i], counts[i])
         self._lengths.clear()
         self._known = False
         RunSet.load(self, starts, counts)
 
     cpdef add(self, uint64_t start, uint64_t count):
+        _must_fit(start, count)
         if count == 0 or self.holds(start, count):
             raise ValueError(f"blocks {start}+{count} are empty or in the set already")
         self._index(start, start + count, False)
@@ -121,6 +125,12 @@ cdef class FreeSet(RunSet):
             min(count, _LENGTH_MAX) << 40 | start for start, count in self.runs()
         ]):
             raise ValueError("the lengths are not those of the runs")
+
+
+cdef int _must_fit(uint64_t start, uint64_t count) except -1:
+    if start > _START or _START - start < count:
+        raise ValueError(f"blocks {start}+{count} are behind the largest image")
+    return 0
 
 
 cdef inline uint64_t _key(const dx_extent *e) noexcept:

@@ -88,3 +88,14 @@ def test_very_long_runs() -> None:
     assert free.remove(0, 1 << 40)
     free.check()
     assert free.best(1) is None
+
+
+@pytest.mark.parametrize("run", [(1 << 40, 1), (5, 1 << 40), ((1 << 64) - 1, 1), (1, (1 << 64) - 1)])
+def test_no_image_is_as_large(run: tuple[int, int]) -> None:
+    """A key has no room for such places: a search would never end."""
+    free = FreeSet()
+    with pytest.raises(ValueError, match="behind the largest image"):
+        free.add(*run)
+    with pytest.raises(ValueError, match="behind the largest image"):
+        free.load(np.array(run[:1], np.uint64), np.array(run[1:], np.uint64))
+    assert free.best(1) is None

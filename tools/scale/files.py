@@ -43,7 +43,7 @@ def extents(rows: Rows, n: int, place: Path) -> None:
     if n >= MANY:
         rows.put("memory of an extent", "B", n, kept / n)
         _, kept, _ = step("lengths", image)
-        rows.put("memory of a free run", "B", n, kept / n)
+        rows.put("memory of a free run, for its length alone", "B", n, kept / n)
     vol = Volume.open(image, now=NOW)
     found = namespace.lookup(vol, vol.root, b"f")
     assert found is not None

@@ -22,13 +22,15 @@ from tools.scale.measure import BLOCK, NOW, ROOT, Rows
 
 _AT_ONCE = 4096  # files of a transaction
 _STEP = """
-import os, sys, time
+import ctypes, os, sys, time
+trim = ctypes.CDLL(None).malloc_trim
 what, image = sys.argv[1:3]
 from daxfs.core import fileops, fsck, namespace
 from daxfs.core.format import format_image
 from daxfs.core.volume import Volume
 
 def memory():
+    trim(0)  # what was freed goes back to the host, or it would serve what is measured
     with open("/proc/self/status") as file:
         return {line.split(":")[0]: int(line.split()[1]) << 10 for line in file if line.startswith(("RssAnon", "VmHWM"))}
 
