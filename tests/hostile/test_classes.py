@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -113,10 +114,12 @@ def test_harm_is_seen(place: Path, monkeypatch: pytest.MonkeyPatch, what: str) -
     data = forged(image, state)  # before anything is taken away
     place.write_bytes(data)
     ordeal(place)
-    place.write_bytes(data)
     monkeypatch.setattr(owner, name, other)
     with pytest.raises((Harm, KeyError)):
-        ordeal(place)
+        for which in range(3):  # of the files are left alone: by their bytes, as a rule
+            place.write_bytes(data)
+            monkeypatch.setattr(zlib, "crc32", lambda _, which=which: which)
+            ordeal(place)
 
 
 def test_a_block_that_is_freed_twice(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
