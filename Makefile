@@ -6,7 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 NATIVE := $(wildcard daxfs/*/*.pyx daxfs/*/*.pxd daxfs/*/*.h \
-	$(addprefix daxfs/daemon/,fuseio.c hotpath.c lostpages.c persist.c spare.c))
+	$(addprefix daxfs/daemon/,fuseio.c hotpath.c linger.c lostpages.c persist.c spare.c))
+
+# What is tested a second time with -o hotpath=off: data, and who uses it at once. The long ones are about something else.
+COLD := $(addprefix tests/mount/test_,data.py concurrency.py exerciser.py conformance_data.py pins.py crash.py)
+NOT_COLD := four_at_once or with_pins or notices or s47 or listing_under_change or kills_under_load
 
 # The first that is new enough; empty when none is.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -37,6 +41,7 @@ mount: install
 
 test: system-test $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --hotpath=off -k "not ($(NOT_COLD))" $(COLD)
 
 lint: system $(VENV)/installed-dev
 	$(BIN)/ruff check .

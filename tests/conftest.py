@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.mount import syscalls, warm
+from tests.mount import harness, syscalls, warm
 from tests.mount.harness import WATCHDOG_S, Mounted, alive, eventually, mounts_below
 from tests.mount.holder import Holder
 from tests.mount.pincase import Case
@@ -23,6 +23,15 @@ WITHOUT_MOUNT = {"core"}  # folders of tests that anybody can run anywhere
 
 # Python 3.12 warns of a fork beside threads; the only other thread here is the watchdog, which holds no lock.
 FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--hotpath", choices=("on", "off"), help="mount with -o hotpath=..., where a test does not say")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hotpath := config.getoption("--hotpath"):
+        os.environ[harness.HOTPATH] = hotpath
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -128,8 +128,9 @@ def mount(
             "-o",
             "--options",
             metavar="OPTIONS",
-            help="As of mount(8): ro, allow_other, nonempty, ...; dax=never: with the kernel's page cache; how pins are "
-            "treated: longterm=, wait_s=, lease_break_s=, lease_then=, invalidate_s=, enospc_wait_s=, pins_max=.",
+            help="As of mount(8): ro, allow_other, nonempty, hostsync, ...; dax=never: with the kernel's page cache; how "
+            "pins are treated: longterm=, wait_s=, lease_break_s=, lease_then=, invalidate_s=, enospc_wait_s=, pins_max=; "
+            "how the daemon runs: hotpath=, cpu=, spin_us=.",
         ),
     ] = None,
     foreground: Annotated[

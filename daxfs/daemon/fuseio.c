@@ -9,12 +9,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse3/fuse_lowlevel.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
-#define NO_MEMORY_US 10000
-
-dx_session dx = {.fd = -1, .max_write = 1 << 20, .max_background = 64};
+dx_session dx = {.fd = -1, .wake = -1, .max_write = 1 << 20, .max_background = 64};
 
 /* -- answers ------------------------------------------------------------------------------------------------------- */
 
@@ -79,7 +79,7 @@ int dx_notify(int fd, int code, struct iovec *iov, int count)
 
 /* -- INIT: libfuse 3.14 cannot ask for what we need ------------------------------------------------------------------ */
 
-void dx_saw_init(const struct fuse_in_header *in, size_t length)
+static void saw_init(const struct fuse_in_header *in, size_t length)
 {
     struct fuse_init_in init;
 
@@ -105,20 +105,91 @@ static void complete_init(struct fuse_init_out *out)
     out->time_gran = 1;
 }
 
+/* -- requests that are libfuse's --------------------------------------------------------------------------------------- */
+
+typedef struct passed {
+    struct passed *next;
+    void *memory;
+    size_t length;
+} passed;
+
+static passed *first, **last = &first;
+
+static void wake_libfuse(void)
+{
+    eventfd_write(dx.wake, 1);
+}
+
+int dx_pass(const struct fuse_in_header *in, size_t length)
+{
+    passed *one = malloc(sizeof(*one));
+    void *memory = malloc(length);
+
+    if (!one || !memory) {
+        free(one);
+        free(memory);
+        return -ENOMEM;
+    }
+    if (in->opcode == FUSE_INIT)
+        saw_init(in, length);
+    memcpy(memory, in, length);
+    *one = (passed){.memory = memory, .length = length};
+    if (!first)
+        wake_libfuse();
+    *last = one;
+    last = &one->next;
+    return 0;
+}
+
+int dx_passing(void)
+{
+    return first != NULL;
+}
+
+void dx_end(void)
+{
+    dx.over = 1;
+    wake_libfuse();
+}
+
+/* The oldest one, into `buf`, which frees it. Its length. */
+static int receive(struct fuse_buf *buf)
+{
+    passed *one = first;
+    int length = (int)one->length;
+    eventfd_t count;
+
+    free(buf->mem);
+    *buf = (struct fuse_buf){.mem = one->memory, .size = one->length};
+    first = one->next;
+    free(one);
+    if (!first) {
+        last = &first;
+        eventfd_read(dx.wake, &count);
+    }
+    return length;
+}
+
+static void forget_passed(void)
+{
+    struct fuse_buf buf = {.mem = NULL};
+
+    while (first)
+        receive(&buf);
+    free(buf.mem);
+}
+
 /* -- what libfuse calls in place of read and writev -------------------------------------------------------------------- */
 
+/* Never: fuse_session_receive_buf is ours. libfuse wants one. */
 static ssize_t io_read(int fd, void *buffer, size_t size, void *userdata)
 {
-    ssize_t n;
-
     (void)fd;
+    (void)buffer;
+    (void)size;
     (void)userdata;
-    n = dx.take(buffer, size);
-    if (n < 0) {
-        errno = (int)-n;
-        return -1;
-    }
-    return n;
+    errno = EINTR;
+    return -1;
 }
 
 /* May run on any thread, without the GIL (pyfuse3's notify thread). */
@@ -128,9 +199,8 @@ static ssize_t io_writev(int fd, struct iovec *iov, int count, void *userdata)
     const struct fuse_out_header lost = {.len = sizeof(lost), .error = -EIO, .unique = out->unique};
     struct fuse_init_out init;
 
+    (void)fd;
     (void)userdata;
-    if (out->unique == dx.passed)
-        dx.passed = 0;
     if (out->unique && out->unique == dx.init_unique && !out->error) {
         dx.init_unique = 0;
         if (count == 2 && iov[1].iov_len == sizeof(init)) {
@@ -143,7 +213,7 @@ static ssize_t io_writev(int fd, struct iovec *iov, int count, void *userdata)
         iov[0] = (struct iovec){.iov_base = (void *)&lost, .iov_len = sizeof(lost)};
         count = 1;
     }
-    return writev(fd, iov, count);
+    return writev(dx.fd, iov, count);
 }
 
 /* -- in front of libfuse --------------------------------------------------------------------------------------------- */
@@ -170,46 +240,55 @@ int dx_interpose(void)
     return dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL) ? 0 : -1;
 }
 
+static const struct fuse_custom_io io = {.read = io_read, .writev = io_writev};
+
 __attribute__((visibility("default"))) int fuse_session_mount(struct fuse_session *se, const char *mountpoint)
 {
     int (*mount)(struct fuse_session *, const char *) = libfuse_function("fuse_session_mount");
     void (*unmount)(struct fuse_session *) = libfuse_function("fuse_session_unmount");
-    const struct fuse_custom_io io = {.read = io_read, .writev = io_writev};
     int fd, flags, res = mount(se, mountpoint);
 
     if (res)
         return res;
     fd = fuse_session_fd(se);
     flags = fcntl(fd, F_GETFL);
-    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fuse_session_custom_io(se, &io, fd)) {
+    dx.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fuse_session_custom_io(se, &io, dx.wake)) {
         unmount(se);
+        close(dx.wake);
         return -1;
     }
     dx.fd = fd;
+    dx.over = 0;
     return 0;
 }
 
-/* Each worker of pyfuse3 has a buffer of libfuse's, and would end the daemon if there is no memory for one. */
+/* Its length, 0: the session has ended, -EINTR: there is none. */
 __attribute__((visibility("default"))) int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 {
-    int (*receive)(struct fuse_session *, struct fuse_buf *) = libfuse_function("fuse_session_receive_buf");
-    int res = receive(se, buf);
-
-    if (res == -ENOMEM && dx_spare_give(dx.max_write))
-        res = receive(se, buf);
-    if (res == -ENOMEM) {
-        usleep(NO_MEMORY_US);
-        res = -EINTR; /* which makes pyfuse3 wait for the descriptor, and come again */
-    }
-    return res;
+    if (dx.over)
+        fuse_session_exit(se);
+    if (fuse_session_exited(se))
+        return 0;
+    return first ? receive(buf) : -EINTR;
 }
 
-/* Both close the descriptor: late answers must not go to whatever gets its number next. */
+/* libfuse gets the descriptor of the mount back, to close it. Late answers must not go to whatever gets its number next. */
+static void give_back(struct fuse_session *se)
+{
+    if (dx.fd < 0)
+        return;
+    fuse_session_custom_io(se, &io, dx.fd);
+    dx.fd = -1;
+    close(dx.wake);
+    forget_passed();
+}
+
 __attribute__((visibility("default"))) void fuse_session_unmount(struct fuse_session *se)
 {
     void (*unmount)(struct fuse_session *) = libfuse_function("fuse_session_unmount");
 
-    dx.fd = -1;
+    give_back(se);
     unmount(se);
 }
 
@@ -217,6 +296,6 @@ __attribute__((visibility("default"))) void fuse_session_destroy(struct fuse_ses
 {
     void (*destroy)(struct fuse_session *) = libfuse_function("fuse_session_destroy");
 
-    dx.fd = -1;
+    give_back(se);
     destroy(se);
 }

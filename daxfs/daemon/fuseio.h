@@ -1,10 +1,10 @@
 /*
- * The line to the kernel: how requests are read from the FUSE descriptor and how answers are written to it.
+ * The line to the kernel: how requests reach libfuse and how answers are written to the FUSE descriptor.
  *
  * fuseio.c puts itself between pyfuse3 and libfuse by exporting four of libfuse's functions (mount, receive_buf, unmount,
- * destroy), and gives libfuse its own read and writev (fuse_session_custom_io). Everything the kernel says passes dx_take() in
- * session.pyx first, which answers a request or hands it on to libfuse; everything libfuse says passes here, where the INIT
- * answer is completed. Nothing here knows Python.
+ * destroy). The session (session.pyx) reads the descriptor of the mount; libfuse gets an eventfd in its place, which pyfuse3
+ * waits for, and finds in receive_buf the requests that the session has left to it (dx_pass). What libfuse answers passes
+ * here, where the answer to INIT is completed. Nothing here knows Python. All but the answers is for one thread.
  */
 #ifndef DAXFS_FUSEIO_H
 #define DAXFS_FUSEIO_H
@@ -23,14 +23,13 @@
 
 typedef struct {
     int fd;                /* of the mount, -1: none */
-    uint64_t passed;       /* the request that libfuse has and has not answered, 0: none */
+    int wake;              /* the eventfd: readable when there is something for libfuse to receive */
+    int over;              /* the mount is gone, which libfuse has to hear */
     uint64_t init_unique;  /* the INIT request that libfuse is answering, 0: none */
     uint64_t init_offered; /* the kernel's flags */
     uint64_t init_flags;   /* what to grant of them */
     uint32_t max_write;    /* bytes */
     uint32_t max_background;
-    /* Takes the next request that is libfuse's into `buffer`; bytes or -errno, -EINTR when there is none. */
-    ssize_t (*take)(void *buffer, size_t size);
 } dx_session;
 
 extern dx_session dx;
@@ -38,8 +37,14 @@ extern dx_session dx;
 /* So that the dynamic linker finds our functions before libfuse's. 0, or -1 with dlerror(). */
 int dx_interpose(void);
 
-/* Remember what the kernel offers; called with an INIT request. */
-void dx_saw_init(const struct fuse_in_header *in, size_t length);
+/* Leave a request to libfuse. 0, or -ENOMEM. */
+int dx_pass(const struct fuse_in_header *in, size_t length);
+
+/* Whether libfuse has requests to receive. */
+int dx_passing(void);
+
+/* The mount is gone: so is libfuse's session. */
+void dx_end(void);
 
 /* Whether a request makes the daemon hold more than before: names, open files, extents. Dirty pages that
  * the kernel writes back (dax=never) do not count: they are acknowledged. */

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from daxfs.core import policy
-from daxfs.daemon import caching
+from daxfs.daemon import caching, session
 from daxfs.errors import BadArgument, NotPermitted
 
 # Options that go to the kernel's mount call as they are. As mount(8) has it, suid and dev are on when root mounts.
@@ -21,7 +21,8 @@ _KERNEL = {"ro", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "di
 _OPPOSITE = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "ro": "rw", "sync": "async"}
 _OPPOSITE |= {no: yes for yes, no in _OPPOSITE.items()}
 _OURS = {"rw", "async", "defaults", "default_permissions", "nonempty", "hostsync"}
-# Options with a value: one of a few words, seconds, or a number of blocks. All but _PLAIN are fields of policy.Settings.
+# Options with a value: one of a few words, seconds, or a number of blocks, which are fields of policy.Settings but for
+# _PLAIN; and those of how the daemon runs.
 _WORDS = {
     "dax": caching.DAX,
     "hotpath": ("on", "off"),
@@ -32,6 +33,7 @@ _WORDS = {
 _PLAIN = {"dax", "hotpath"}
 _SECONDS = {"wait_s", "lease_break_s", "invalidate_s", "enospc_wait_s"}
 _BLOCKS = {"pins_max"}
+_RUNNING = {"cpu", "spin_us"}
 _PRIVILEGED = {"suid", "dev"}
 
 
@@ -42,6 +44,8 @@ class MountOptions:
     hostsync: bool = False
     dax: str = "always"
     hotpath: bool = True
+    cpu: int | None = None  # the serving thread runs on this one only
+    spin_us: int = session.SPIN_US
     kernel: frozenset[str] = frozenset()
     settings: policy.Settings = field(default_factory=policy.Settings)
 
@@ -63,6 +67,8 @@ class MountOptions:
             hostsync="hostsync" in chosen,
             dax=chosen.get("dax", "always"),
             hotpath=chosen.get("hotpath") != "off",
+            cpu=int(chosen["cpu"]) if "cpu" in chosen else None,
+            spin_us=int(chosen.get("spin_us", session.SPIN_US)),
             kernel=frozenset(chosen.keys() & _KERNEL),
             settings=policy.Settings(**_settings(chosen)),
         )
@@ -79,14 +85,40 @@ def _check(name: str, value: str, option: str) -> None:
     elif name in _SECONDS:
         if not re.fullmatch(r"\d+(\.\d+)?", value):
             raise BadArgument(f"-o {option}: {name} is a number of seconds, as in {name}=2.5")
+    elif name in _RUNNING:
+        _check_number(name, value, option)
     elif name in _BLOCKS:
-        if not value.isascii() or not value.isdecimal():
+        if not _is_number(value):
             raise BadArgument(f"-o {option}: {name} is a number of blocks, as in {name}=1024")
     elif name not in _KERNEL | _OURS:
         known = [*_KERNEL, *_OURS, *(f"{name}={'|'.join(words)}" for name, words in _WORDS.items()), *_SECONDS, *_BLOCKS]
+        known += _RUNNING
         raise BadArgument(f"unknown option {option!r} of -o; there are: {', '.join(sorted(known))}")
     elif value or option.endswith("="):
         raise BadArgument(f"-o {option}: {name} takes no value")
+
+
+def _is_number(value: str) -> bool:
+    return value.isascii() and value.isdecimal() and len(value) < 10
+
+
+def _check_number(name: str, value: str, option: str) -> None:
+    cpus = os.sched_getaffinity(0)
+    if name == "cpu" and not (_is_number(value) and int(value) in cpus):
+        raise BadArgument(f"-o {option}: there is no such CPU for this process; there are: {_ranges(cpus)}")
+    if name == "spin_us" and not (_is_number(value) and int(value) <= session.SPIN_US_MAX):
+        raise BadArgument(f"-o {option}: spin_us is a number of microseconds, from 0 to {session.SPIN_US_MAX}")
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """As in "0-3,8"."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and found[-1][1] == number - 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
 
 
 def _settings(chosen: dict[str, str]) -> dict[str, Any]:

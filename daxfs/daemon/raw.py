@@ -287,10 +287,9 @@ class RawRequests:
             self._write_back(inode, offset, data)
             written = size
         else:
-            kill_priv = bool(flags & protocol.WRITE_KILL_SUIDGID)
-            mode = inode.mode
+            kill_priv, mode = bool(flags & protocol.WRITE_KILL_SUIDGID), inode.mode
             written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv)
-            if inode.mode != mode:  # as `_watched` does, which takes its time
+            if inode.mode != mode:
                 self.service.stale(inode)
         request.reply(protocol.WRITE_OUT.pack(written))
 

@@ -41,12 +41,13 @@ from daxfs.core.format import format_image
 from daxfs.core.layout import BLOCK_SIZE
 from daxfs.core.pmem import Pmem
 from daxfs.core.volume import Volume
-from daxfs.daemon import caching, mountpoint, session, survivors, threads
+from daxfs.daemon import caching, mountpoint, serving, session, survivors, threads
 from daxfs.daemon.operations import Operations
 from daxfs.daemon.options import MountOptions
 from daxfs.daemon.raw import RawRequests
 from daxfs.daemon.removal import Removal
 from daxfs.daemon.service import Service, now
+from daxfs.daemon.threads import in_thread, pin
 from daxfs.errors import Busy, FsError, ImageError
 
 import pyfuse3  # isort: skip  # after the native session, which must be in the process first
@@ -127,6 +128,8 @@ class Mounting:
             service = Service(volume, self.place, self.options.dax)
             removal = self._mount(service)
             _calm_gc()
+            if self.options.cpu is not None:
+                pin(self.options.cpu)
             try:
                 threading.stack_size(threads.STACK)
                 session.keep_spare(SPARE)
@@ -180,6 +183,7 @@ class Mounting:
             init_flags=caching.init_flags(self.options.dax),
             hotpath=self.options.hotpath,
             atime=not self.options.readonly,
+            spin_us=self.options.spin_us,
             on_crash=service.crashed,
             on_lost=requests.removal.lost,
         )
@@ -197,6 +201,7 @@ class Mounting:
             service.start(survivors.reap_worker, service)
             service.start(removal.watch)
             nursery.start_soon(self._announce, service, ready)
+            nursery.start_soon(serving.serve)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 
@@ -204,8 +209,8 @@ class Mounting:
         """Ask the mount something, as anybody would; then it is known to be served."""
         try:
             with trio.fail_after(SERVED_S_MAX):
-                await trio.to_thread.run_sync(os.statvfs, self.place, abandon_on_cancel=True)
-        except (OSError, trio.TooSlowError) as e:
+                await in_thread(os.statvfs, self.place, abandon_on_cancel=True)
+        except (OSError, FsError, trio.TooSlowError) as e:
             self._problem = FsError(f"{self.place} is mounted but does not answer ({e!r}); see the log")
         mounted = mountpoint.top(self.place)
         if not session.mounted() or mounted is None or mounted.fstype != mountpoint.FSTYPE:
@@ -229,11 +234,11 @@ class Mounting:
     async def _unmount(self) -> None:
         try:
             try:
-                await trio.to_thread.run_sync(mountpoint.unmount, self.place, abandon_on_cancel=True)
+                await in_thread(mountpoint.unmount, self.place, abandon_on_cancel=True)
             except Busy:
                 log.warning("%s is in use: it is detached, and served until its last user lets go", self.place)
                 detach = functools.partial(mountpoint.unmount, self.place, lazy=True)
-                await trio.to_thread.run_sync(detach, abandon_on_cancel=True)
+                await in_thread(detach, abandon_on_cancel=True)
         except FsError as e:
             log.error("%s; ending without it", e.why)
             pyfuse3.terminate()

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from trio.abc import Instrument
+
 INIT_ASYNC_READ: int
 INIT_ATOMIC_O_TRUNC: int
 INIT_EXPORT_SUPPORT: int
@@ -71,14 +73,15 @@ def configure(
     max_background: int = 64,
     hotpath: bool = True,
     atime: bool = True,
-    drain_max: int = 64,
+    spin_us: int = 100,
     on_crash: Callable[[BaseException], object] | None = None,
     on_lost: Callable[[int, int, bool], object] | None = None,
 ) -> None:
     """Before pyfuse3.init(), after register(). `init_flags` (INIT_DEFAULT) are granted as far as the kernel offers
     them, and no others. `atime=False` (a read-only volume, noatime): hot reads leave the atime word alone.
-    `drain_max`: how many requests are answered before trio gets its turn. `on_lost(first, end, truncated)`: bytes
-    [first, end) of the image are lost, as the file ends there (`truncated`) or the host cannot give a page of it."""
+    `spin_us`: how long at most to poll for a next request that is expected soon; 0: never. `on_lost(first, end,
+    truncated)`: bytes [first, end) of the image are lost, as the file ends there (`truncated`) or the host cannot give
+    a page of it."""
 
 def guard(address: int, size: int, fd: int) -> None:
     """Watch the mapping of the image of descriptor `fd`. When pages of it are gone, memory takes their place (lostpages.h),
@@ -117,6 +120,20 @@ def give_spare() -> bool:
 def short() -> bool:
     """Whether what makes the daemon hold more is refused, as there is no memory."""
 
+SPIN_US: int
+SPIN_US_MAX: int
+
+class Runnable(Instrument):
+    """To be installed (trio.lowlevel.add_instrument) while `drain` is called: it does not wait while a task could run."""
+
+def drain(others: int = -1, patience_s: float = 0) -> bool:
+    """Answer requests until it is trio's turn: after 2 ms, or when there is no request, none comes soon, and trio has
+    something to do or has to look for it. `patience_s`: how far trio's next deadline is. `others`: a descriptor that is
+    readable when trio has an event. False: the mount is gone. On the trio thread only; never raises."""
+
+def fileno() -> int:
+    """The descriptor of the mount, to wait for. ValueError when nothing is mounted."""
+
 def mounted() -> bool:
     """True from pyfuse3.init() to pyfuse3.close(), if it is this extension that serves the mount."""
 
@@ -125,8 +142,9 @@ def waiting() -> list[Request]:
 
 def counters() -> dict[str, int]:
     """Since the import: hot_reads, hot_writes, hot_read_bytes, hot_write_bytes, quick (answered by requests.pyx), raw (to
-    callbacks), passed (to pyfuse3), interrupts, drains (wake-ups), lost (answers that the kernel did not take: caller or
-    mount gone), refused (for want of memory)."""
+    callbacks), passed (to pyfuse3), interrupts, drains (calls of `drain`), spins and spin_hits, spin_us (time in spins),
+    naps and nap_hits (see linger.h), lost (answers that the kernel did not take: caller or mount gone), refused (for want
+    of memory)."""
 
 def inval_inode(ino: int, offset: int = 0, length: int = 0) -> None:
     """Drop the kernel's cached attributes of an inode and its cached pages of a range (length 0: to the end; offset

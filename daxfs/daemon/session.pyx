@@ -2,28 +2,28 @@
 """The native session: between the kernel and pyfuse3, it sees every FUSE request first.
 
 Owns the FUSE descriptor's reading side (fuseio.c), the file handles (hotpath.c), and the requests that Python answers
-itself. pyfuse3 runs its loop as always and waits for the descriptor; each time it asks libfuse for a request, libfuse asks
-`_take`, which answers requests until one is libfuse's, none is left, or it is trio's turn:
+itself. A task (serving.py) waits for the descriptor and calls `drain`, which answers requests until none is left and waiting
+a little for more does not pay (linger.c), or it is trio's turn:
 
     READ or WRITE on a hot handle   answered in C from the mapping (hotpath.c)
     an opcode with a quick handler  answered from what is in memory, if it can be (requests.pyx)
     an opcode with a callback       `callback(Request)`
     INTERRUPT                       `on_interrupt` of the request it names
-    anything else                   handed to libfuse, and so to pyfuse3
+    anything else                   left to libfuse, and so to pyfuse3, whose own loop waits for it
 
 Rules
 - Everything here runs on the trio thread, but for `Request.reply*`/`error` and the notifications.
-- A request is answered exactly once. One that is dropped, or whose callback raises, answers EIO: never is a caller left. Nor
-  is one whom pyfuse3 forgets, as it does when an allocation of its own fails.
+- A request is answered exactly once. One that is dropped, or whose callback raises, answers EIO: never is a caller left.
 - A caller or a mount that is gone is no error: the answer is lost, and counted.
+- No stream of requests keeps the thread from trio for more than 2 ms and the last request, and no waiting does while trio has
+  something to do: a task that could run (`Runnable`), a deadline, an event.
 - Without memory (spare.h) a request that would make the daemon hold more is answered ENOMEM before anybody sees it. A failed
   allocation in here costs the request under way an EIO or ENOMEM, and nobody anything else.
 - The module must be loaded before pyfuse3 (importing `daxfs.daemon` does it); the import fails otherwise.
 
 States of a Request: new (in its callback), kept (unanswered behind it, listed by waiting()), answered.
 
-Not here: the protocol's records (protocol.py), what any request means (raw.py, names.py), waiting for the CPU instead of for
-the descriptor (spinning).
+Not here: the protocol's records (protocol.py), what any request means (raw.py, names.py).
 """
 
 import logging
@@ -37,8 +37,7 @@ from libc.errno cimport EAGAIN, EINTR, EIO, ENODEV, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from posix.unistd cimport close, dup, read, usleep
+from posix.unistd cimport close, dup, read
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
@@ -63,12 +62,13 @@ cdef extern from "fuseio.h" nogil:
         uint32_t namelen, flags
     ctypedef struct dx_session:
         int fd
-        uint64_t passed, init_flags
+        uint64_t init_flags
         uint32_t max_write, max_background
-        ssize_t (*take)(void *, size_t) noexcept
     dx_session dx
     int dx_interpose()
-    void dx_saw_init(const fuse_in_header *, size_t)
+    int dx_pass(const fuse_in_header *, size_t)
+    int dx_passing()
+    void dx_end()
     int dx_grows(const fuse_in_header *)
     int dx_answer(uint64_t, int, iovec *, int)
     int dx_notify(int, int, iovec *, int)
@@ -85,6 +85,19 @@ cdef extern from "hotpath.h" nogil:
     uint64_t dx_attach(const dx_map *, unsigned)
     int dx_detach(uint64_t)
     int dx_try_hot(const fuse_in_header *, size_t)
+
+cdef extern from "linger.h" nogil:
+    ctypedef struct dx_linger_state:
+        int64_t spin_ns, spun_ns
+        uint64_t spins, spin_hits, naps, nap_hits
+    dx_linger_state dx_linger
+    ctypedef struct dx_turn:
+        int64_t now, end
+    int64_t dx_clock()
+    void dx_begin(dx_turn *turn, int others, int64_t patience_ns)
+    ssize_t dx_wait(int fd, void *buffer, size_t size, dx_turn *turn)
+    void dx_dry()
+    void dx_came()
 
 cdef extern from "lostpages.h" nogil:
     enum:
@@ -130,6 +143,9 @@ INIT_DEFAULT = (
     | INIT_HANDLE_KILLPRIV_V2 | INIT_SETXATTR_EXT | INIT_EXT | INIT_DIRECT_IO_ALLOW_MMAP
 )
 
+SPIN_US = 100
+SPIN_US_MAX = 1000
+
 log = logging.getLogger(__name__)
 
 cdef enum:
@@ -137,10 +153,9 @@ cdef enum:
     HEADER = 40  # bytes of fuse_in_header
     COPY_MAX = 16384  # bytes of a request that are copied for Python; more is lent
     PIECES_MAX = 1000  # the kernel takes 1024
-    TURN_NS = 5_000_000  # after so long in callbacks it is trio's turn
+    HOT_BATCH = 16  # hot requests between two looks at the clock
     INSIST_MAX = 100  # how often what must not fail is tried again when memory is short
     SHORT_QUIET_NS = 10_000_000_000  # between two complaints about memory
-    PAUSE_US = 10_000  # when not even the next request can be taken
 
 cdef list _callbacks = [None] * OPCODES
 cdef quick_handler[OPCODES] _quick_handlers
@@ -149,7 +164,8 @@ cdef dict _keepers = {}  # fh -> what its owner wants held
 cdef object _on_crash = None
 cdef object _on_lost = None
 cdef _Buffer _buffer = None  # where the next request is read into
-cdef int _drain_max = 64
+cdef _Buffer _reserve = None  # stands in for it when there is no memory for a new one; never lent
+cdef int _runnable = 0  # trio's tasks that wait for their turn
 cdef bint _short = False  # whether requests are refused for want of memory
 cdef int64_t _short_told = 0
 cdef uint64_t _unanswered = 0  # the request that was read, until somebody answers for it
@@ -344,13 +360,21 @@ cdef Request _new_request(const fuse_in_header *header, size_t length):
     request.uid = header.uid
     request.gid = header.gid
     request.pid = header.pid
-    if length <= COPY_MAX:
+    if length <= COPY_MAX or _buffer is _reserve:
         request.body = memoryview(PyBytes_FromStringAndSize(<const char *>header + HEADER, <Py_ssize_t>length - HEADER))
     else:
         request.body = memoryview(_buffer)[HEADER:length]
     request.answered = header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET
     _unanswered = 0
     return request
+
+
+cdef void _without_memory(const fuse_in_header *header) noexcept:
+    """No request could be made of it, or left to libfuse."""
+    global _refused
+    _refused += 1
+    if header.opcode != FUSE_FORGET and header.opcode != FUSE_BATCH_FORGET:
+        _send_error(header.unique, ENOMEM)
 
 
 cdef Request _insist_on_request(const fuse_in_header *header, size_t length):
@@ -382,7 +406,7 @@ cdef _keep(Request request):
 cdef _dispatch(const fuse_in_header *header, size_t length):
     cdef Request request = _insist_on_request(header, length)
     if request is None:
-        _send_error(header.unique, ENOMEM)
+        _without_memory(header)
         return
     try:
         _callbacks[header.opcode](request)
@@ -465,15 +489,14 @@ cdef _Buffer _new_buffer():
     return _Buffer(dx.max_write + 4096)
 
 
-cdef bint _renew_buffer() noexcept:
-    """Somebody holds the body of a request that is in the buffer: read into another one. False if there is no memory."""
+cdef void _renew_buffer() noexcept:
+    """Somebody holds the body of a request that is in the buffer, or there was no memory for a new one last time."""
     global _buffer
+    _buffer = _reserve
     try:
         _buffer = _new_buffer()
     except BaseException:
-        usleep(PAUSE_US)  # we are called again at once
-        return False
-    return True
+        pass
 
 
 cdef void _mind_memory() noexcept:
@@ -485,94 +508,112 @@ cdef void _mind_memory() noexcept:
     _short = short
     if not short:
         _say(log.warning, "there is memory again: nothing is refused any more")
-    elif _clock() > _short_told:
-        _short_told = _clock() + SHORT_QUIET_NS
+    elif dx_clock() > _short_told:
+        _short_told = dx_clock() + SHORT_QUIET_NS
         _say(log.error, "out of memory: names, opens and writes are refused (ENOMEM) until there is more; raise the limit"
              " of the daemon (prlimit --as), or close files and drop the caches of the host")
 
 
-cdef int64_t _clock() noexcept:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+cdef class Runnable:
+    """A trio instrument: counts the tasks that could run."""
+
+    def task_scheduled(self, task):
+        global _runnable
+        _runnable += 1
+
+    def before_task_step(self, task):
+        global _runnable
+        if _runnable:  # it may have been scheduled before this was installed
+            _runnable -= 1
 
 
-cdef ssize_t _take(void *buffer, size_t size) noexcept with gil:
-    """What libfuse calls for its next request; -EINTR makes pyfuse3 wait for the descriptor again."""
+def drain(int others=-1, double patience_s=0):
+    global _drains
+    cdef dx_turn turn
+    _drains += 1
+    dx_begin(&turn, others, <int64_t>(1e9 * min(max(patience_s, 0), 1)))
     try:
-        return _drain(buffer, size)
-    except BaseException as exc:
+        return _drain(&turn)
+    except BaseException as exc:  # each round has taken a request, so this does not go on for ever
         if _unanswered:
             _send_error(_unanswered, EIO)
         _say(log.critical, "the session failed", (), exc)
-        return -EINTR
+        return True
 
 
-cdef ssize_t _drain(void *buffer, size_t size) except? -1:
-    global _quick, _raw, _passed, _drains, _refused, _unanswered
-    cdef const fuse_in_header *header
+cdef bint _drain(dx_turn *turn) except -1:
+    global _unanswered
+    cdef bint first = True
+    cdef int hot = 0
     cdef ssize_t n
-    cdef size_t length
-    cdef int left = _drain_max
-    cdef int64_t turn = 0
-
-    _drains += 1
-    if dx.passed:  # no handler of pyfuse3 waits: it is lost
-        _unanswered, dx.passed = dx.passed, 0
-        _send_error(_unanswered, EIO)
-        log.error("pyfuse3 lost request %d; answered EIO", _unanswered)
-    while left > 0:
+    while turn.now < turn.end:
         _unanswered = 0
-        if dx_spare_gone() or _short:
-            _mind_memory()
         if dx_lost.fresh:
             _tell_lost()
-        if _buffer.exports and not _renew_buffer():
-            return -EINTR
-        header = <const fuse_in_header *>_buffer.start
-        n = read(dx.fd, _buffer.start, _buffer.size)
+        if _buffer.exports or _buffer is _reserve:
+            _renew_buffer()
+        n = _next(first, turn)
+        if n == -EAGAIN:
+            break
+        first = False
+        if n == -ENOENT or n == -EINTR:  # the caller was killed before we got its request
+            continue
         if n < 0:
-            if errno == ENOENT:  # the caller was killed before we got its request
+            dx_end()
+            if n != -ENODEV:
+                _say(log.critical, "requests cannot be read any more (errno %d)", (-n,))
+            return False
+        if dx_spare_gone() or _short:
+            _mind_memory()
+        if _answer(<const fuse_in_header *>_buffer.start, <size_t>n):
+            hot += 1
+            if hot % HOT_BATCH:
                 continue
-            return -EINTR if errno == EAGAIN else -errno
-        left -= 1
-        length = <size_t>n
-        if length < HEADER:
-            log.error("a request of %d bytes; ignored", length)
-            continue
-        _unanswered = header.unique
-        if (header.opcode == FUSE_READ or header.opcode == FUSE_WRITE) and dx_try_hot(header, length):
-            continue
-        if header.opcode == FUSE_INTERRUPT:
-            _interrupt(<const fuse_interrupt_in *>(_buffer.start + HEADER))
-            continue
-        if _short and dx_grows(header):
-            _refused += 1
-            _send_error(header.unique, ENOMEM)
-            continue
-        if header.opcode < OPCODES and _quick_handlers[header.opcode] != NULL and _answered_quickly(header, length):
-            _quick += 1
-            continue
-        if header.opcode < OPCODES and _callbacks[header.opcode] is not None:
-            _raw += 1
-            if turn == 0:
-                turn = _clock() + TURN_NS
-            _dispatch(header, length)
-            if _clock() > turn:
-                break
-            continue
-        if header.opcode == FUSE_INIT:
-            dx_saw_init(header, length)
-        if length > size:
-            _send_error(header.unique, EIO)
-            log.error("request %d (opcode %d) is too long for libfuse: %d bytes", header.unique, header.opcode, length)
-            continue
-        _unanswered = 0
-        dx.passed = 0 if header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET else header.unique
+        turn.now = dx_clock()
+    return True
+
+
+cdef ssize_t _next(bint first, dx_turn *turn) noexcept:
+    """Read the next request, also one that comes a little later. Bytes or -errno, -EAGAIN: it is trio's turn."""
+    cdef ssize_t n = read(dx.fd, _buffer.start, _buffer.size)
+    if n >= 0:
+        if first:
+            dx_came()
+    elif errno != EAGAIN:
+        n = -errno
+    elif _runnable or dx_passing():
+        dx_dry()
+        n = -EAGAIN
+    else:
+        with nogil:
+            n = dx_wait(dx.fd, _buffer.start, _buffer.size, turn)
+    return n
+
+
+cdef bint _answer(const fuse_in_header *header, size_t length) except -1:
+    """Whether it was hot."""
+    global _quick, _raw, _passed, _refused, _unanswered
+    if length < HEADER:
+        _say(log.error, "a request of %d bytes; ignored", (length,))
+        return False
+    if (header.opcode == FUSE_READ or header.opcode == FUSE_WRITE) and dx_try_hot(header, length):
+        return True
+    _unanswered = header.unique
+    if header.opcode == FUSE_INTERRUPT:
+        _interrupt(<const fuse_interrupt_in *>(_buffer.start + HEADER))
+    elif _short and dx_grows(header):
+        _refused += 1
+        _send_error(header.unique, ENOMEM)
+    elif header.opcode < OPCODES and _quick_handlers[header.opcode] != NULL and _answered_quickly(header, length):
+        _quick += 1
+    elif header.opcode < OPCODES and _callbacks[header.opcode] is not None:
+        _raw += 1
+        _dispatch(header, length)
+    elif dx_pass(header, length) and not (dx_spare_give(length) and dx_pass(header, length) == 0):
+        _without_memory(header)
+    else:
         _passed += 1
-        memcpy(buffer, _buffer.start, length)
-        return n
-    return -EINTR
+    return False
 
 
 # -- what the daemon calls --------------------------------------------------------------------------------------------
@@ -584,15 +625,15 @@ def register(int opcode, callback):
     _callbacks[opcode] = callback
 
 
-def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, hotpath=True, atime=True, drain_max=64,
+def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, hotpath=True, atime=True, spin_us=SPIN_US,
               on_crash=None, on_lost=None):
-    global _on_crash, _on_lost, _buffer, _drain_max
+    global _on_crash, _on_lost, _buffer, _reserve
     if not 4096 <= max_write <= 1 << 20 or max_write % 4096:
         raise ValueError(f"max_write {max_write}: must be a multiple of 4096, up to 1 MiB")
     if not 1 <= max_background <= 65535:
         raise ValueError(f"max_background {max_background}: must be from 1 to 65535")
-    if drain_max < 1:
-        raise ValueError(f"drain_max {drain_max}: must be at least 1")
+    if not 0 <= spin_us <= SPIN_US_MAX:
+        raise ValueError(f"spin_us {spin_us}: must be from 0 to {SPIN_US_MAX}")
     if dx.fd >= 0:
         raise RuntimeError("configure() must come before the mount")
     if _callbacks[FUSE_SETXATTR] is None:
@@ -602,10 +643,11 @@ def configure(*, init_flags=INIT_DEFAULT, max_write=1 << 20, max_background=64, 
     dx.max_background = max_background
     dx_hot.enabled = hotpath
     dx_hot.atime = atime
-    _drain_max = drain_max
+    dx_linger.spin_ns = <int64_t>spin_us * 1000
     _on_crash = on_crash
     _on_lost = on_lost
     _buffer = _new_buffer()
+    _reserve = _new_buffer()
 
 
 def attach(uintptr_t map_pointer=0, *, bint readable=True, bint writable=False, bint fills=True, keep=None):
@@ -639,6 +681,12 @@ def mounted():
     return dx.fd >= 0
 
 
+def fileno():
+    if dx.fd < 0:
+        raise ValueError("nothing is mounted")
+    return dx.fd
+
+
 def waiting():
     return [<Request><void *><uintptr_t>address for address in _kept.values()]
 
@@ -654,6 +702,11 @@ def counters():
         "passed": _passed,
         "interrupts": _interrupts,
         "drains": _drains,
+        "spins": dx_linger.spins,
+        "spin_hits": dx_linger.spin_hits,
+        "spin_us": dx_linger.spun_ns // 1000,
+        "naps": dx_linger.naps,
+        "nap_hits": dx_linger.nap_hits,
         "lost": _lost,
         "refused": _refused,
     }
@@ -760,5 +813,4 @@ if "pyfuse3" in sys.modules:
     raise ImportError("import daxfs.daemon before pyfuse3: the session must come before libfuse")
 if dx_interpose():
     raise ImportError("cannot place the session before libfuse: the dynamic linker refused")
-dx.take = _take
 configure()

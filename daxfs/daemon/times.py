@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from daxfs.daemon.threads import in_thread
+
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
     from daxfs.daemon.service import Service
@@ -61,7 +63,7 @@ class Times:
         try:
             if inode.nlink:
                 with trio.move_on_after(TELL_S):
-                    await trio.to_thread.run_sync(
+                    await in_thread(
                         _tell, path, inode.ino, self._service.device, mtime, abandon_on_cancel=True
                     )
         finally:

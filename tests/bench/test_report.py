@@ -19,6 +19,7 @@ from daxfs.bench.pins import PinRow
 from daxfs.bench.result import Result, Samples
 from daxfs.bench.rows import CPU_ROWS, DATA_ROWS, FULL, LIST_ROWS, NAME_ROWS, QUICK, ROWS, Goal, Row
 from daxfs.cli.app import run
+from tools import bench_page
 
 SVG = "{http://www.w3.org/2000/svg}"
 CALM = Machine(calibration_ms=[1.0, 1.01, 1.0])
@@ -218,3 +219,21 @@ def test_a_saved_run_is_shown_again(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "create" in out
     assert "4k read" not in out
+
+
+def test_a_run_goes_into_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, saved, profile = tmp_path / "performance.md", tmp_path / "run.json", tmp_path / "profile"
+    page.write_text(bench_page.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    saved.write_text(json.dumps(a_run().as_dict()))
+    profile.write_text("| part | µs |\n")
+    for _ in range(2):  # the second run takes the place of the first
+        monkeypatch.setattr("sys.argv", ["bench_page", str(saved), "--page", str(page), "--profile", str(profile)])
+        assert bench_page.main() == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.count(show.markdown(a_run()).strip()) == 1
+    assert text.count("| part | µs |\n") == 1
+    shown = sorted(path.name for path in (tmp_path / "img").iterdir())
+    assert shown == ["bench-cpu.svg", "bench-data.svg", "bench-names.svg", "bench-pins.svg"]
+    assert all(f"](img/{name})" in text for name in shown)
+    page.write_text("no marks")
+    assert bench_page.main() == 1

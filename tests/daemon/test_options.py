@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from daxfs.daemon.options import MountOptions
+from daxfs.daemon.options import MountOptions, _ranges
 from daxfs.errors import BadArgument, FsError, NotPermitted
 
 
@@ -40,6 +42,19 @@ def test_of_opposites_the_last_one_counts() -> None:
     assert "sync" not in parse("sync,async").kernel
 
 
+def test_how_the_daemon_runs() -> None:
+    first = min(os.sched_getaffinity(0))
+    assert (parse().cpu, parse().spin_us) == (None, 100)
+    assert (parse(f"cpu={first},spin_us=0").cpu, parse("spin_us=0").spin_us) == (first, 0)
+    with pytest.raises(BadArgument, match=r"no such CPU for this process; there are: \d"):
+        parse("cpu=1234")
+
+
+def test_ranges_of_cpus() -> None:
+    assert _ranges({0, 1, 2, 5, 7, 8}) == "0-2,5,7-8"
+    assert _ranges({3}) == "3"
+
+
 @pytest.mark.parametrize(
     ("option", "says"),
     [
@@ -49,6 +64,12 @@ def test_of_opposites_the_last_one_counts() -> None:
         ("nonempty=", "takes no value"),
         ("hotpath", "hotpath is one of on, off"),
         ("hotpath=maybe", "hotpath is one of on, off"),
+        ("cpu", "no such CPU"),
+        ("cpu=x", "no such CPU"),
+        ("cpu=-1", "no such CPU"),
+        ("spin_us", "from 0 to 1000"),
+        ("spin_us=1001", "from 0 to 1000"),
+        ("spin_us=99999999999999999999", "from 0 to 1000"),
         ("fsname=x", "unknown option 'fsname=x'"),
     ],
 )

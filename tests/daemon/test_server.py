@@ -17,6 +17,7 @@ import pytest
 
 from daxfs.daemon import mountpoint, server
 from daxfs.errors import Busy, FsError, NoEntry, NotDirectory, NotEmpty
+from tests.conftest import Maker
 from tests.mount.harness import REPOSITORY, Mounted, alive, daxfs, eventually, mounts_below
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
@@ -283,3 +284,20 @@ def test_a_mount_that_is_not_served_in_time_is_an_error(home: Path) -> None:
     assert "does not answer" in done.stderr
     assert time.monotonic() - start < 20
     eventually("nothing is left mounted", lambda: not mounts_below(home), 10)
+
+
+# -- where it runs --
+
+
+def cpus_of_threads(pid: int) -> dict[int, set[int]]:
+    return {int(task): os.sched_getaffinity(int(task)) for task in os.listdir(f"/proc/{pid}/task")}
+
+
+def test_cpu_pins_the_serving_thread_and_no_other(make_mount: Maker) -> None:
+    everywhere = os.sched_getaffinity(0)
+    chosen = max(everywhere)
+    mounted = make_mount(options=f"allow_other,cpu={chosen}")
+    threads = cpus_of_threads(mounted.pid)
+    assert threads.pop(mounted.pid) == {chosen}
+    assert threads, "the thread that looked whether the mount answers is kept for 10 s"
+    assert all(cpus == everywhere for cpus in threads.values())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import mmap
 import os
 import random
+import resource
 import select
 import signal
 import subprocess
@@ -23,7 +25,8 @@ import pytest
 BLOCK = 4096
 SIZE = 600 * BLOCK - 100
 MIB = 1 << 20
-COUNTERS, CRASH, DROP, PARK, TWICE, UNPARK, GROW, TELL, HIDE, WAKE = range(1, 11)  # as in onefile.py
+COUNTERS, CRASH, DROP, PARK, TWICE, UNPARK, GROW, TELL, HIDE, WAKE, WORK, LET_GO = range(1, 13)  # as in onefile.py
+KEPT_FROM = 1 << 40  # of onefile.py
 
 pytestmark = pytest.mark.mount
 
@@ -430,10 +433,85 @@ def test_many_callers_at_once(mount: Mount) -> None:
     assert [process.wait(60) for process in processes] == [0] * 5
 
 
+# -- turns, and want of memory ----------------------------------------------------------------------------------------
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of all threads of a process."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def test_an_idle_mount_takes_no_cpu(mount: Mount, fd: int) -> None:
+    for _ in range(1000):
+        os.pread(fd, BLOCK, 0)
+    time.sleep(0.1)
+    before = cpu_s(mount.server.pid)
+    time.sleep(1)
+    assert cpu_s(mount.server.pid) - before < 0.005
+
+
+def test_a_flood_of_hot_requests_leaves_trio_its_turn(mount: Mount, fd: int) -> None:
+    code = "import os, sys\nfd = os.open(sys.argv[1], os.O_RDWR)\nwhile True: os.pread(fd, 4096, 0); os.pwrite(fd, b'x', 0)"
+    flood = [subprocess.Popen([sys.executable, "-c", code, str(mount.path / "file")]) for _ in range(4)]
+    try:
+        start = mount.counters()["hot_writes"]
+        wait_until(lambda: mount.counters()["hot_writes"] > start + 1000)
+        before = mount.counters()
+        command(fd, WORK)
+        after = mount.counters()
+        assert 0 < after["hot_reads"] - before["hot_reads"] < 100_000, "trio had to wait very long"
+        assert [process.poll() for process in flood] == [None] * 4
+    finally:
+        for process in flood:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def no_more_memory(pid: int) -> Iterator[None]:
+    """The process can have no more address space than it has."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    _, hard = resource.prlimit(pid, resource.RLIMIT_AS, (pages * mmap.PAGESIZE, -1))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, (hard, hard))
+
+
+def written(fd: int, data: bytes) -> bool:
+    """False: ENOMEM."""
+    try:
+        return os.pwrite(fd, data, KEPT_FROM) == len(data)
+    except OSError as e:
+        if e.errno != errno.ENOMEM:
+            raise
+        return False
+
+
+def test_without_memory_for_a_request(mount: Mount, fd: int) -> None:
+    """It is refused, with ENOMEM; hot ones need none, and the session lives."""
+    data = [random_bytes(n, MIB - BLOCK) for n in range(30)]
+    taken = []
+    with no_more_memory(mount.server.pid):
+        for number, piece in enumerate(data):
+            if written(fd, piece):
+                taken.append(number)
+        assert len(taken) < len(data), "the limit limits nothing"
+        assert os.pwrite(fd, data[0], 8 * BLOCK) == len(data[0])
+        assert os.pread(fd, len(data[0]), 8 * BLOCK) == data[0]
+    counters = mount.counters()
+    assert counters["refused"] == len(data) - len(taken)
+    assert counters["crashes"] == 0
+    kept = command(fd, LET_GO).rstrip(b"\0").decode()
+    assert kept == hashlib.sha256(b"".join(data[number] for number in taken)).hexdigest(), "a lent buffer was used again"
+    assert os.pwrite(fd, data[1], KEPT_FROM) == len(data[1])
+
+
 def test_configure_and_handles_refuse_nonsense() -> None:
     from daxfs.daemon import session
 
-    for bad in ({"max_write": 100}, {"max_write": 2 * MIB}, {"max_background": 0}, {"drain_max": 0}):
+    for bad in ({"max_write": 100}, {"max_write": 2 * MIB}, {"max_background": 0}, {"spin_us": -1}, {"spin_us": 1001}):
         with pytest.raises(ValueError, match="must be"):
             session.configure(**bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cannot be taken"):

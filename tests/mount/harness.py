@@ -29,6 +29,7 @@ DAXFS = [sys.executable, "-m", "daxfs.cli"]
 COMMAND_S = 60
 WATCHDOG_S = 240
 DAX = os.environ.get("DAXFS_TEST_DAX", "")  # -o dax= of mounts that do not say: the same tests with the page cache
+HOTPATH = "DAXFS_TEST_HOTPATH"  # on or off: for all mounts of this run
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -90,6 +91,8 @@ class Mounted:
 
     def mount(self, options: str | None = None, *, setup: str = "") -> None:
         wanted = self.options if options is None else options
+        if HOTPATH in os.environ and "hotpath=" not in wanted:
+            wanted = ",".join(filter(None, (wanted, f"hotpath={os.environ[HOTPATH]}")))
         if DAX and "dax=" not in wanted:
             wanted = ",".join(filter(None, (wanted, f"dax={DAX}")))
         more = ["-o", wanted] if wanted else []

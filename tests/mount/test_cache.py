@@ -170,8 +170,8 @@ def test_a_killed_daemon_has_what_was_synced(make_mount: Maker) -> None:
     for fd in fds:
         os.pwrite(fd, b"first" * 10_000, 0)
         os.fsync(fd)
-    os.pwrite(fds[1], b"later" * 10_000, 0)
     closed.write_bytes(b"closed" * 10_000)
+    os.pwrite(fds[1], b"later" * 10_000, 0)  # last: the kernel writes back when it likes
     mounted.kill()
     assert refused(os.fsync, fds[1]), "nobody can write it back"
     for fd in fds:
