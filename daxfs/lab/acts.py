@@ -355,7 +355,7 @@ def take_space(path: str, length_max: int) -> int:
 
 def take_rest(path: str, other: str, blocks: int) -> None:
     """The last free blocks are kept for metadata. Cut some off a full file and take as many for another one, block by block:
-    the allocator goes on where it was, so those that were left come first."""
+    the shortest free runs come first."""
     size = os.statvfs(path).f_frsize
     truncate(path, max(0, os.stat(path).st_size - blocks * size))
     fd = os.open(other, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

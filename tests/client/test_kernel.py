@@ -213,7 +213,7 @@ def test_fixed_buffer_refusals(path: Path, source: int, monkeypatch: pytest.Monk
         with kernel.FixedBuffer(pin) as buffer, pytest.raises(PinError, match="not aligned"):
             buffer.read(source, 17)
         monkeypatch.setitem(sys.modules, "liburing", None)
-        with pytest.raises(PinError, match=r"pip install 'daxfs\[uring\]'") as caught:
+        with pytest.raises(PinError, match="pip install liburing") as caught:
             kernel.FixedBuffer(pin)
         assert caught.value.errno == errno.ENOPKG
 

@@ -78,6 +78,14 @@ def forget_many(mnt: Path) -> None:
 
 
 # A call that meets the handler first.
+def synced_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 RAW: dict[str, Callable[[Path], object]] = {
     "lookup": lambda mnt: os.stat(mnt / "never asked for"),
     "getattr": lambda mnt: statx(mnt / "file", BASIC),
@@ -110,7 +118,8 @@ RAW: dict[str, Callable[[Path], object]] = {
     "rmdir": lambda mnt: os.rmdir(mnt / "dir"),
     "rename": lambda mnt: os.rename(mnt / "other", mnt / "new"),
     "rename2": lambda mnt: syscalls.rename2(mnt / "other", mnt / "new", RENAME_NOREPLACE),
-    "not_needed": lambda mnt: on(mnt / "file", os.fsync),
+    "fsync": lambda mnt: on(mnt / "file", os.fsync),
+    "not_needed": lambda mnt: synced_directory(mnt / "dir"),
     "getxattr": lambda mnt: os.getxattr(mnt / "file", "user.name"),
     "listxattr": lambda mnt: os.listxattr(mnt / "file"),
     "removexattr": lambda mnt: os.removexattr(mnt / "file", "user.name"),

@@ -98,7 +98,8 @@ class Adapter:
 
     def open(self, inode: Inode, flags: int = os.O_RDWR) -> OpenFile:
         self._fh += 1
-        file = self._files[self._fh] = OpenFile(inode, flags, self._fh)
+        file = self._files[self._fh] = OpenFile(inode, flags)
+        file.fh = self._fh
         inode.opens += 1
         return file
 

@@ -513,5 +513,5 @@ def test_large_transfers(mount: Mounted) -> None:
             assert os.listdir(mount.path) == ["one", "two"]
             looks += 1
             done += cq.poll(8)[0]
-        assert looks > 8
+        assert looks > 1
     assert (mount.path / "one").read_bytes() == (mount.path / "two").read_bytes()
