@@ -117,6 +117,10 @@ class Pmem(Memory):
         out: npt.NDArray[np.uint8] = self.bytes[:whole].reshape(-1, block_size)[blocks]
         return out
 
+    def reading(self, starts: npt.NDArray[np.int64], count: int, block_size: int) -> memoryview:
+        """The image, for compiled code that reads `count` blocks from each of these on: a medium may want to know."""
+        return self.view
+
     def written(self, at: int, end: int) -> Iterator[tuple[int, int]]:
         """Ranges (first byte, end) of the image that its file has data for; the others are holes, and zeros."""
         while at < end:

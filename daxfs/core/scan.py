@@ -108,7 +108,8 @@ def survey(volume: Volume) -> Survey:
     runs.append((np.array(volume.chunks, "<u8"), np.full(len(volume.chunks), per_chunk, "<u8")))
     runs.append((np.array(volume.ledger.blocks, "<u8"), np.ones(len(volume.ledger.blocks), "<u8")))
     table = TableScan()
-    table.look(volume.pmem.view, array("Q", volume.chunks), 0, volume.block_size)
+    image = volume.pmem.reading(np.array(volume.chunks, np.int64), per_chunk, volume.block_size)
+    table.look(image, array("Q", volume.chunks), 0, volume.block_size)
     runs.append((np.frombuffer(table.starts, "<u8"), np.frombuffer(table.counts, "<u8")))
     for batch in _records(volume, table.chained):
         runs += _chained_runs(volume, batch)

@@ -134,6 +134,11 @@ class RecordingPmem(Pmem):
         out: npt.NDArray[np.uint8] = self._bytes[: self.size // block_size * block_size].reshape(-1, block_size)[blocks]
         return out
 
+    def reading(self, starts: npt.NDArray[np.int64], count: int, block_size: int) -> memoryview:
+        lines = self.seen[: self.size // block_size * block_size // LINE].reshape(-1, block_size // LINE)
+        lines[(starts[:, None] + np.arange(count)).reshape(-1)] = True
+        return self.raw
+
     def written(self, at: int, end: int) -> Iterator[tuple[int, int]]:
         yield at, end
 

@@ -59,6 +59,7 @@ def test_every_way_to_read_is_seen() -> None:
         (lambda: medium.words[8:17], [1, 2]),
         (lambda: medium.bytes[192:257], [3, 4]),
         (lambda: medium.gather(np.array([1, 3]), 4096), [*range(64, 128), *range(192, 256)]),
+        (lambda: medium.reading(np.array([1, 4]), 2, 4096), [*range(64, 192), *range(256, 384)]),
         (lambda: medium.private().load(640, 64), [10]),
         (lambda: medium.copy(64, 0, 64), [1]),
     ):
