@@ -17,7 +17,6 @@ import os
 from array import array
 from collections.abc import Iterable, MutableSequence
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import numpy as np
 
@@ -423,8 +422,9 @@ class Volume:
 
     def facts(self) -> dict[str, str | int]:
         """What `daxfs info` says of any volume; counts are of blocks."""
+        digits = self.uuid.hex()
         return {
-            "uuid": str(UUID(bytes=self.uuid)),
+            "uuid": "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])),
             "image": self.pmem.path,
             "label": self.sb["label"].rstrip(b"\0").decode(errors="replace"),
             "block_size": self.block_size,

@@ -354,13 +354,13 @@ def take_space(path: str, length_max: int) -> int:
 
 
 def take_rest(path: str, other: str, blocks: int) -> None:
-    """The last free blocks are kept for metadata. Cut some off a full file and take as many for another one, block by block:
-    the shortest free runs come first."""
+    """The last free blocks are kept for metadata. Cut some off a full file and take as many for another one, block by block
+    from its end, as blocks that are not behind others come from the shortest free runs."""
     size = os.statvfs(path).f_frsize
     truncate(path, max(0, os.stat(path).st_size - blocks * size))
     fd = os.open(other, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        for n in range(blocks):
+        for n in reversed(range(blocks)):
             fallocate_open(fd, 0, n * size, size)
     except OSError as problem:
         if problem.errno != errno.ENOSPC:
