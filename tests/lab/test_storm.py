@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.root]
 
 
 @pytest.mark.parametrize(
-    ("policy", "steps"), [("busy", 8000), ("wait", 3000), ("fail", 3000), ("lease", 3000), ("revoke", 3000)]
+    ("policy", "steps"), [("busy", 8000), ("wait", 6000), ("fail", 6000), ("lease", 6000), ("revoke", 6000)]
 )
 def test_storm(policy: str, steps: int, base: Path) -> None:
     report = storm.run(policy, steps)
