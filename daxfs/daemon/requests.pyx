@@ -9,6 +9,7 @@ Owns the packing of attributes, entries and listings for replies (any object wit
     GETXATTR    of a name that the kernel itself asks for, where there are no attributes at all
     OPEN, OPENDIR, RELEASE, RELEASEDIR
     IOCTL       PIN and UNPIN that succeed (control.py has the calls)
+    POLL        of a descriptor that is no holder's
 
 Rules
 - A handler here answers a request as its counterpart in Python does (raw.py, names.py), or leaves it to that one before
@@ -33,7 +34,8 @@ from daxfs.errors import FsError
 
 cdef extern from "fuseio.h" nogil:
     enum:
-        FUSE_LOOKUP, FUSE_GETATTR, FUSE_GETXATTR, FUSE_OPEN, FUSE_RELEASE, FUSE_OPENDIR, FUSE_RELEASEDIR, FUSE_IOCTL
+        FUSE_LOOKUP, FUSE_GETATTR, FUSE_GETXATTR, FUSE_OPEN, FUSE_RELEASE, FUSE_OPENDIR, FUSE_RELEASEDIR, FUSE_IOCTL, FUSE_POLL
+        FUSE_POLL_SCHEDULE_NOTIFY
     struct fuse_attr:
         uint64_t ino, size, blocks, atime, mtime, ctime
         uint32_t atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize, flags
@@ -63,6 +65,16 @@ cdef extern from "fuseio.h" nogil:
         uint32_t in_size, out_size
     struct fuse_ioctl_out:
         pass
+
+    struct fuse_poll_in:
+        uint64_t fh, kh
+        uint32_t flags, events
+    struct fuse_poll_out:
+        uint32_t revents
+
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN, POLLRDNORM, POLLOUT, POLLWRNORM
 
 cdef extern from "daxfs.h" nogil:
     enum:
@@ -411,6 +423,21 @@ cdef int _release(const fuse_in_header *header, size_t length) except -1:
     return 1
 
 
+cdef int _poll(const fuse_in_header *header, size_t length) except -1:
+    """What no holder has is always ready. (io_uring asks before each of its reads.)"""
+    cdef const fuse_poll_in *arg = <const fuse_poll_in *>(<const char *>header + HEADER)
+    cdef fuse_poll_out out
+    if length < HEADER + sizeof(fuse_poll_in) or arg.flags & FUSE_POLL_SCHEDULE_NOTIFY:
+        return 0
+    keep = held(arg.fh)
+    if type(keep) is not OpenFile or (<OpenFile>keep).used:
+        return 0
+    memset(&out, 0, sizeof(out))
+    out.revents = POLLIN | POLLRDNORM | POLLOUT | POLLWRNORM
+    answer(header.unique, &out, sizeof(fuse_poll_out))
+    return 1
+
+
 cdef int _ioctl(const fuse_in_header *header, size_t length) except -1:
     cdef const fuse_ioctl_in *arg = <const fuse_ioctl_in *>(<const char *>header + HEADER)
     cdef size_t size = length - HEADER - sizeof(fuse_ioctl_in)
@@ -487,11 +514,13 @@ def install(inode, dict names, dict opened, pin, unpin, *, uint32_t block_size, 
         set_quick(FUSE_OPEN, _open_any)
         set_quick(FUSE_RELEASE, _release)
         set_quick(FUSE_IOCTL, _ioctl)
+        set_quick(FUSE_POLL, _poll)
 
 
 def remove():
     """The device is gone: Python answers everything from now on."""
     for opcode in (
         FUSE_LOOKUP, FUSE_GETATTR, FUSE_GETXATTR, FUSE_OPEN, FUSE_OPENDIR, FUSE_RELEASE, FUSE_RELEASEDIR, FUSE_IOCTL,
+        FUSE_POLL,
     ):
         set_quick(opcode, NULL)
