@@ -39,6 +39,7 @@ def without(run: Run, taken: Iterable[Run]) -> list[Run]:
         out.append((at, end - at))
     return out
 
+
 WINDOW_MIN, WINDOW_MAX = 64, 1024  # blocks
 WINDOWS_SHARE = 4  # all windows together are at most this part of what is free
 

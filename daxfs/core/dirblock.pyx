@@ -9,20 +9,10 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
+from daxfs.core.records cimport DX_HAS_CRC, dx_crc, dx_crc_init, dx_entry_record, dx_has_crc
+
 from daxfs.core import layout
 from daxfs.errors import Corrupt
-
-cdef extern from "records.h" nogil:
-    ctypedef struct dx_entry_record:
-        uint64_t ino
-        uint32_t crc
-        uint16_t length
-        uint8_t name_length
-        uint8_t type
-    int dx_has_crc
-    int DX_HAS_CRC()
-    void dx_crc_init()
-    uint32_t dx_crc(uint32_t crc, const void *at, size_t n)
 
 dx_crc_init()
 dx_has_crc = DX_HAS_CRC()

@@ -9,26 +9,13 @@ Bytes are believed no further than that: runs may overlap or lie outside the ima
 from cpython cimport array
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from daxfs.core.records cimport DX_HAS_CRC, dx_crc, dx_crc_init, dx_has_crc, dx_inode_record
 from daxfs.core.runs cimport dx_extent
 
 from array import array as new_array
 
 from daxfs.core import layout
 from daxfs.errors import Corrupt
-
-cdef extern from "records.h" nogil:
-    ctypedef struct dx_inode_record:
-        uint32_t magic, crc
-        uint64_t ino
-        uint32_t mode, nlink
-        uint64_t xattr_block, leaf
-        uint32_t extents
-        uint16_t target_length
-        uint8_t body[144]
-    int dx_has_crc
-    int DX_HAS_CRC()
-    void dx_crc_init()
-    uint32_t dx_crc(uint32_t crc, const void *at, size_t n)
 
 dx_crc_init()
 dx_has_crc = DX_HAS_CRC()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -104,6 +105,26 @@ def test_what_calls_cost(make_mount: Maker) -> None:
         assert sum(cost.values()) <= total * FILES + _SLACK, (name, cost)
         assert cost["raw"] <= python * FILES + _SLACK, (name, cost)
         assert not cost["passed"], (name, cost)
+
+
+@pytest.mark.mount
+def test_poll_of_who_is_no_holder_needs_no_python(mount: Mounted) -> None:
+    """A look, as io_uring takes one before each read: no wait, so nobody has to be told later."""
+    path = mount.path / "file"
+    path.write_bytes(b"x" * 4096)
+    with client.open(path, "r+") as file:
+        poll = select.poll()
+        poll.register(file.fileno(), select.POLLIN | select.POLLOUT | select.POLLPRI)
+        before = asked(mount)
+        for _ in range(FILES):
+            assert poll.poll(0) == [(file.fileno(), select.POLLIN | select.POLLOUT)]
+        after = asked(mount)
+        assert after["quick"] - before["quick"] >= FILES
+        assert after["raw"] - before["raw"] <= _SLACK
+        with file.pin():
+            for _ in range(FILES):
+                assert poll.poll(0) == [(file.fileno(), select.POLLOUT)]  # readable when an event waits
+            assert asked(mount)["raw"] - after["raw"] >= FILES
 
 
 @pytest.mark.mount
