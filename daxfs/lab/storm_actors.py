@@ -60,10 +60,11 @@ class Violation(Exception):
 
 def play(part: Part) -> Seen:
     """Play a part until all have made their steps together, or somebody stops the run."""
+    from daxfs.lab import storm_sharing
     from daxfs.lab.storm import Board
 
     board = Board(part.board)
-    actor = _PARTS[part.role](part)
+    actor = {**_PARTS, **storm_sharing.PARTS}[part.role](part)
     made = 0
     try:
         while not board.stopped and (made % 8 or board.steps < part.steps):
