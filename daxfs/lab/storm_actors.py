@@ -273,11 +273,11 @@ class Shape(Actor):
             self.attempt("unlink", lambda: os.unlink(path))
 
 
-def grow(path: str) -> None:
+def grow(path: str, blocks: int = ARENA_BLOCKS) -> None:
     """Make the file if it is not there, and give it its full size."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.ftruncate(fd, ARENA_BLOCKS * BLOCK)
+        os.ftruncate(fd, blocks * BLOCK)
     finally:
         os.close(fd)
 

@@ -13,7 +13,8 @@ Files of `shared/`, all of `BLOCKS` blocks:
 - `shaped-*`: the shaper truncates, punches, zeroes and replaces them. What was stored there may have become zero, but only
   if the layout changed since the store; the shaper counts its changes on the board.
 
-A store beyond the end of a file is a SIGBUS: children store in `shaped-*`, and may die of it.
+A store beyond the end of a file is a SIGBUS: children store in `shaped-*`, and may die of it. A store over a hole is lost
+when the volume is full at write-back, as the kernel asks nobody before: the block is allocated first.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from daxfs import abi, client
 from daxfs.client import PinError
 from daxfs.lab import acts
-from daxfs.lab.storm_actors import BLOCK, Actor, Part, Violation
+from daxfs.lab.storm_actors import BLOCK, Actor, Part, Violation, grow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,7 @@ BOUND_S = 8.0
 DEVICE, MAPPERS = 0, (1, 2)
 WATCHED, KEPT, SHAPED = "watched", ("kept-1", "kept-2"), ("shaped-1", "shaped-2")
 FILES = (WATCHED, *KEPT, *SHAPED)
-UNKNOWN = -1
+UNKNOWN, CHANGED = -1, -2
 PINS_MAX = 12
 
 _OWNERS = 3
@@ -66,7 +67,7 @@ STRIPES = _cut()
 
 class Known:
     """What an owner knows of its stripes in one block. `since`: the count of layout changes of the file at which a stripe
-    surely had its bytes, or UNKNOWN: they may be any of the owner's."""
+    surely had its bytes; CHANGED: the layout changed since; UNKNOWN: they may be any of the owner's, and zero."""
 
     def __init__(self, owner: int, since: int = UNKNOWN) -> None:
         self.owner = owner
@@ -80,6 +81,10 @@ class Known:
     def lost_count(self, n: int) -> None:
         """A store that may have been made or not."""
         self.since[n] = UNKNOWN
+
+    def doubt(self) -> None:
+        """All may have become zero."""
+        self.since = [since if since == UNKNOWN else CHANGED for since in self.since]
 
     def check(self, found: bytes, changes: int, where: str) -> None:
         """`found` is the block, or less if the file ends there; `changes`: the layout changes if there was none meanwhile,
@@ -151,7 +156,7 @@ class Sharer(Actor):
 
     def settle(self, name: str, known: Known, before: int, stripes: list[int]) -> None:
         """These stripes have been stored, since `before`."""
-        since = before if not before % 2 and self.changes(name) == before else -2  # -2: since then something has changed
+        since = before if not before % 2 and self.changes(name) == before else CHANGED
         for n in stripes:
             known.stored(n, self.value(n), since)
 
@@ -576,6 +581,8 @@ class Map(Sharer):
             self.seen.calls["mapper shaped mmap refused"] += 1
             return
         stripes, before = self.choose(), self.changes(file.name)
+        if not self.attempt("mapper allocate", lambda: acts.fallocate_open(file.fd, acts.KEEP_SIZE, n * BLOCK, BLOCK)):
+            return
         if self.child(lambda: self.put(file, n, stripes), "_exit"):
             self.settle(file.name, file.known[n], before, stripes)
         else:
@@ -585,9 +592,9 @@ class Map(Sharer):
         self.seen.calls["mapper shaped store"] += 1
 
     def shaped_read(self) -> None:
-        if (found := self.shaped()) is not None:
-            self.by_read(*found)
-            self.seen.calls["mapper shaped read"] += 1
+        """read(2), which writes the page back first; that may fail for a store that met a punch."""
+        if (found := self.shaped()) is not None and not self.attempt("mapper shaped read", lambda: self.by_read(*found)):
+            found[0].known[found[1]].doubt()
 
 
 class Reshape(Sharer):
@@ -604,7 +611,7 @@ class Reshape(Sharer):
         move = self.random.random()
         with self.board.changing(FILES.index(SHAPED[which])) as replaced:
             if move < 0.45:
-                self.attempt("reshape grow", lambda: acts.truncate(path, BLOCKS * BLOCK))
+                self.attempt("reshape grow", lambda: grow(path, BLOCKS))
             elif move < 0.65:
                 self.attempt("reshape truncate", lambda: acts.truncate(path, size))
             elif move < 0.82:
@@ -616,7 +623,7 @@ class Reshape(Sharer):
                 self.attempt("reshape O_TRUNC", lambda: acts.open_truncating(path))
             elif self.attempt("reshape unlink", lambda: os.unlink(path)):
                 replaced()
-                acts.create(path, b"")
+                self.attempt("reshape create", lambda: acts.create(path, b""))
 
 
 PARTS: dict[str, Callable[[Part], Any]] = {
