@@ -82,7 +82,7 @@ class Board:
     Words of 8 bytes, each written by one process alone: whoever reads one has it whole.
     """
 
-    _SLOTS, _CHANGES, _IDENTITIES = 1, 128, 192
+    _SLOTS, _MARKS, _CHANGES, _IDENTITIES = 1, 64, 128, 192
 
     def __init__(self, path: str, create: bool = False) -> None:
         self.path = path
@@ -126,6 +126,13 @@ class Board:
             yield replaced
         finally:
             self._words[self._CHANGES + file] += 1
+
+    def mark(self, slot: int) -> None:
+        """A process has come to a point that others wait for."""
+        self._words[self._MARKS + slot] = 1
+
+    def marked(self, slot: int) -> bool:
+        return self._words[self._MARKS + slot] != 0
 
     def stop(self) -> None:
         self._words[0] = 1

@@ -8,8 +8,10 @@ one of another owner is foreign, zero is a hole.
 Files of `shared/`, all of `BLOCKS` blocks:
 - `watched`: pinned for writing by the device from first to last. Mappers only store and look: what they stored must be in
   the block, and what the device wrote in their mapping, within `BOUND_S`, although nobody asks for it.
-- `kept-*`: pinned now and then. Mappers store, write(2), msync, unmap, fork and end. No one changes the layout, so every
-  stripe has at any time what its owner last stored there.
+- `written`: pinned likewise. Mappers store, write(2), read(2), msync, unmap, fork and end. Every stripe has at any time what
+  its owner last stored there.
+- `kept-*`: the same, but for write(2), and pinned now and then. Without a pin a write(2) that meets another one's store into
+  the same page may be lost: it goes past the kernel's page, which is written back as a whole.
 - `shaped-*`: the shaper truncates, punches, zeroes and replaces them. What was stored there may have become zero, but only
   if the layout changed since the store; the shaper counts its changes on the board.
 
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 BLOCKS = 4
 BOUND_S = 8.0
 DEVICE, MAPPERS = 0, (1, 2)
-WATCHED, KEPT, SHAPED = "watched", ("kept-1", "kept-2"), ("shaped-1", "shaped-2")
+WATCHED, WRITTEN = HELD = "watched", "written"
+KEPT, SHAPED = (WRITTEN, "kept-1", "kept-2"), ("shaped-1", "shaped-2")
 FILES = (WATCHED, *KEPT, *SHAPED)
 UNKNOWN, CHANGED = -1, -2
 PINS_MAX = 12
@@ -201,8 +204,10 @@ class Device(Sharer):
                 for block in range(start, start + count):
                     self.kept[block] = name
                     self.known[block] = Known(self.owner, 0)
-        self.watched = client.open(self.path(WATCHED), "r+")
-        self.grant(WATCHED, self.watched.pin(0, BLOCKS * BLOCK, write=True))
+        self.to_the_end = [client.open(self.path(name), "r+") for name in HELD]
+        for name, file in zip(HELD, self.to_the_end, strict=True):
+            self.grant(name, file.pin(0, BLOCKS * BLOCK, write=True))
+        self.board.mark(part.slot)
 
     def step(self) -> None:
         self.hear()
@@ -224,12 +229,17 @@ class Device(Sharer):
             self.fork()
 
     def finish(self) -> None:
-        for block, name in self.kept.items():
-            self.look(name, block)
         for one in list(self.files):
             self.close(*one)
-        self.give_back(next(iter(self.pins)))
-        self.watched.close()
+        mappers = [self.part.slot + owner for owner in MAPPERS]
+        while not self.board.stopped and not all(map(self.board.marked, mappers)):
+            time.sleep(0.001)  # what they do with `written` needs its pin
+        for block, name in self.kept.items():
+            self.look(name, block)
+        for pin in list(self.pins):
+            self.give_back(pin)
+        for file in self.to_the_end:
+            file.close()
 
     def open(self) -> None:
         name = self.random.choice((*KEPT, *SHAPED))
@@ -289,7 +299,7 @@ class Device(Sharer):
         self.seen.calls["device dma"] += 1
 
     def unpin(self, pin: client.Pin) -> None:
-        if pin.file is not self.watched:
+        if pin.file not in self.to_the_end:
             self.give_back(pin)
 
     def give_back(self, pin: client.Pin) -> None:
@@ -390,6 +400,9 @@ class Map(Sharer):
     def __init__(self, part: Part) -> None:
         super().__init__(part)
         self.owner = int(part.role[-1])
+        device = part.slot - self.owner
+        while not self.board.stopped and not self.board.marked(device):
+            time.sleep(0.001)  # until it has its pins
         self.files = {name: self.opened(name) for name in (WATCHED, *KEPT)}
         self.due: dict[tuple[int, int], float] = {}  # (block, stripe) of `watched`: when the block must have it
         self.stale: dict[tuple[int, int], tuple[bytes, float]] = {}  # (block, stripe of the device): what it must see, when
@@ -411,6 +424,7 @@ class Map(Sharer):
                 self.look_everywhere(file, n)
         for file in self.files.values():
             file.close()
+        self.board.mark(self.part.slot)
 
     def opened(self, name: str) -> File:
         return File(name, self.path(name), self.owner, self.board.identity(FILES.index(name)))
@@ -474,7 +488,7 @@ class Map(Sharer):
 
     def write(self) -> None:
         """write(2) of one stripe, beside the mapping."""
-        file, n = self.any()
+        file, n = self.files[WRITTEN], self.random.randrange(BLOCKS)
         stripes = self.choose()[:1]
         os.pwrite(file.fd, self.value(stripes[0]), n * BLOCK + STRIPES[self.owner][stripes[0]].start)
         self.settle(file.name, file.known[n], 0, stripes)
@@ -514,7 +528,7 @@ class Map(Sharer):
         self.settle(file.name, file.known[n], 0, stripes)
         self.mapped(file, n)
 
-    # -- the file that is pinned all the time: nobody asks for write-back --
+    # -- the file where nobody asks for write-back --
 
     def watch_store(self) -> None:
         """Store where the last store was seen in the block."""
