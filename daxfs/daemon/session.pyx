@@ -50,6 +50,8 @@ cdef extern from "fuseio.h" nogil:
         FUSE_FORGET, FUSE_READ, FUSE_WRITE, FUSE_INIT, FUSE_INTERRUPT, FUSE_SETXATTR, FUSE_BATCH_FORGET
         FUSE_NOTIFY_POLL, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY
     const uint64_t FUSE_DIRECT_IO_ALLOW_MMAP
+    struct fuse_write_in:
+        pass
     struct fuse_interrupt_in:
         uint64_t unique
     struct fuse_notify_poll_wakeup_out:
@@ -79,12 +81,17 @@ cdef extern from "hotpath.h" nogil:
     ctypedef struct dx_map:
         pass
     ctypedef struct dx_hot_state:
-        int enabled, atime
+        int enabled, atime, pages
         uint64_t reads, writes, read_bytes, write_bytes
     dx_hot_state dx_hot
     uint64_t dx_attach(const dx_map *, unsigned)
     int dx_detach(uint64_t)
     int dx_try_hot(const fuse_in_header *, size_t)
+    void dx_note_read(const dx_map *, uint32_t)
+    void dx_end_write(const fuse_in_header *, const fuse_write_in *, const dx_map *)
+
+cdef extern from "persist.h" nogil:
+    void dx_store(void *, const void *, size_t)
 
 cdef extern from "linger.h" nogil:
     ctypedef struct dx_linger_state:
@@ -718,6 +725,26 @@ def counters():
 cdef int set_quick(int opcode, quick_handler handler) except -1:
     _quick_handlers[opcode] = handler
     return 0
+
+
+cdef void keep_pages(bint on) noexcept:
+    dx_hot.pages = on
+
+
+cdef int try_hot(const fuse_in_header *header, size_t length) noexcept:
+    return dx_try_hot(header, length)
+
+
+cdef void note_read(const void *map, uint32_t open_flags) noexcept:
+    dx_note_read(<const dx_map *>map, open_flags)
+
+
+cdef void end_write(const fuse_in_header *header, const void *map) noexcept:
+    dx_end_write(header, <const fuse_write_in *>(<const char *>header + HEADER), <const dx_map *>map)
+
+
+cdef void store(void *to, const void *data, size_t n) noexcept nogil:
+    dx_store(to, data, n)
 
 
 cdef int answer(uint64_t unique, const void *data, size_t length) except -1:
