@@ -452,8 +452,8 @@ def unmap(mapping: int) -> None:
 
 
 def fork_and_end(how: str) -> int:
-    """Fork a child that has copies of all files and pins, and ends: by `_exit`, `exit` or `exception`, which unwind what holds
-    them, or `kill`. The status of wait(2)."""
+    """Fork a child that has copies of all files and pins, and ends: by `_exit`, by `kill`, or by `exit` or `exception`,
+    which unwind what holds them. The status of wait(2)."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -471,8 +471,8 @@ def fork_and_end(how: str) -> int:
 
 
 def direct_reads(sources: list[str], mapping: int, pin: int, length: int, times: int) -> int:
-    """Read files in turn with O_DIRECT into a mapping, or (if that is -1) into the mapped blocks of a pin; how often the bytes
-    of the file were not there afterwards."""
+    """Read files in turn with O_DIRECT into a mapping, or (if that is -1) into the mapped blocks of a pin. How often the
+    bytes of the file were not there afterwards."""
     expected = [read(source)[:length] for source in sources]
     target = _pins[pin].map() if mapping < 0 else memoryview(_mappings[mapping])
     lost = 0

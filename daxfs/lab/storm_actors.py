@@ -64,7 +64,7 @@ def play(part: Part) -> Seen:
     from daxfs.lab.storm import Board
 
     board = Board(part.board)
-    actor = {**_PARTS, **storm_sharing.PARTS}[part.role](part)
+    actor = (_PARTS | storm_sharing.PARTS)[part.role](part)
     made = 0
     try:
         while not board.stopped and (made % 8 or board.steps < part.steps):

@@ -1,9 +1,6 @@
 """The storm's shared pages: a device, two processes with mappings of the mount, and a shaper, all in the same blocks.
 
-Each block is cut into stripes of odd lengths, which belong to the device and the two mappers in turn. An owner alone
-writes its stripes, each owner with bytes that no other one uses, and each store changes every byte of a stripe. So whoever
-looks at its stripes knows what must be there, and a byte that is not says where it comes from: an older one is a lost store,
-one of another owner is foreign, zero is a hole.
+Each has stripes of its own in every block (storm_stripes.py), and knows what must be there.
 
 Files of `shared/`, all of `BLOCKS` blocks:
 - `watched`: pinned for writing by the device from first to last. Mappers only store and look: what they stored must be in
@@ -28,97 +25,27 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from daxfs import abi, client
 from daxfs.client import PinError
 from daxfs.lab import acts
 from daxfs.lab.storm_actors import BLOCK, Actor, Part, Violation, grow
+from daxfs.lab.storm_stripes import CHANGED, DEVICE, MAPPERS, STRIPES, UNKNOWN, Known, difference, is_of, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCKS = 4
 BOUND_S = 8.0
-DEVICE, MAPPERS = 0, (1, 2)
 WATCHED, WRITTEN = HELD = "watched", "written"
 KEPT, SHAPED = (WRITTEN, "kept-1", "kept-2"), ("shaped-1", "shaped-2")
 FILES = (WATCHED, *KEPT, *SHAPED)
-UNKNOWN, CHANGED = -1, -2
 PINS_MAX = 12
-
-_OWNERS = 3
-_LENGTHS = (1, 3, 13, 64, 5, 127, 31, 257)
-_VALUES = 83  # bytes that an owner uses; prime
-_ALPHABETS = [bytes(range(1 + _VALUES * n, 1 + _VALUES * (n + 1))) for n in range(_OWNERS)]
-_WHEELS = [alphabet * (max(_LENGTHS) // _VALUES + 2) for alphabet in _ALPHABETS]
-
-
-def _cut() -> list[list[slice]]:
-    """The stripes of a block, owner by owner."""
-    found: list[list[slice]] = [[] for _ in range(_OWNERS)]
-    at = n = 0
-    while at < BLOCK:
-        end = min(at + _LENGTHS[n % len(_LENGTHS)], BLOCK)
-        found[n % _OWNERS].append(slice(at, end))
-        at, n = end, n + 1
-    return found
-
-
-STRIPES = _cut()
-
-
-class Known:
-    """What an owner knows of its stripes in one block. `since`: the count of layout changes of the file at which a stripe
-    surely had its bytes; CHANGED: the layout changed since; UNKNOWN: they may be any of the owner's, and zero."""
-
-    def __init__(self, owner: int, since: int = UNKNOWN) -> None:
-        self.owner = owner
-        self.bytes = bytearray(BLOCK)
-        self.since = [since] * len(STRIPES[owner])
-
-    def stored(self, n: int, data: bytes, since: int) -> None:
-        self.bytes[STRIPES[self.owner][n]] = data
-        self.since[n] = since
-
-    def lost_count(self, n: int) -> None:
-        """A store that may have been made or not."""
-        self.since[n] = UNKNOWN
-
-    def doubt(self) -> None:
-        """All may have become zero."""
-        self.since = [since if since == UNKNOWN else CHANGED for since in self.since]
-
-    def check(self, found: bytes, changes: int, where: str) -> None:
-        """`found` is the block, or less if the file ends there; `changes`: the layout changes if there was none meanwhile,
-        or UNKNOWN. Violation for a byte that is lost, or foreign."""
-        for n, stripe in enumerate(STRIPES[self.owner]):
-            if stripe.stop > len(found):
-                break
-            got, wanted = found[stripe], self.bytes[stripe]
-            if got != wanted and not self._may_be(n, got, wanted, changes):
-                raise Violation(f"{where}: {_difference(self.owner, stripe.start, got, wanted)}")
-            if changes != UNKNOWN:
-                self.stored(n, got, changes)
-
-    def _may_be(self, n: int, got: bytes, wanted: bytes, changes: int) -> bool:
-        if self.since[n] == UNKNOWN:
-            return not got.translate(None, _ALPHABETS[self.owner] + b"\0")
-        if changes == self.since[n]:
-            return False
-        return all(x in (0, y) for x, y in zip(got, wanted, strict=True))
-
-
-def _difference(owner: int, start: int, got: bytes, wanted: bytes) -> str:
-    names = "device", "mapper 1", "mapper 2"
-    at = next((n for n, (x, y) in enumerate(zip(got, wanted, strict=True)) if x != y and x), 0)
-    origin = next((f"a byte of {names[n]}" for n in range(_OWNERS) if n != owner and got[at] in _ALPHABETS[n]), "")
-    kind = origin or ("zero" if not got[at] else "an older byte" if got[at] in _ALPHABETS[owner] else "nobody's byte")
-    return f"byte {start + at} of {names[owner]} was {wanted[at]:#04x}, now {got[at]:#04x} ({kind})"
 
 
 class Sharer(Actor):
-    """What the device and the mappers have in common. A context's worth of knowledge is one `Known` for a block."""
+    """What the device and the mappers have in common."""
 
     owner = DEVICE
 
@@ -138,9 +65,7 @@ class Sharer(Actor):
 
     def value(self, n: int) -> bytes:
         """New bytes for a stripe: none of them is what the store before put there."""
-        stripe = STRIPES[self.owner][n]
-        start = self.version % _VALUES
-        return _WHEELS[self.owner][start : start + stripe.stop - stripe.start]
+        return value(self.owner, n, self.version)
 
     def choose(self) -> list[int]:
         """Some stripes of a block, with a version of their own."""
@@ -350,7 +275,7 @@ class Device(Sharer):
                     stack.enter_context(pin)
 
         end = self.random.choice(("_exit", "signal", "unwinding"))
-        self.child(leave if end == "unwinding" else int, end)
+        self.child(leave if end == "unwinding" else lambda: None, end)
         for pin in self.pins:
             self.look_at(pin)
 
@@ -445,11 +370,11 @@ class Map(Sharer):
     def by_read(self, file: File, n: int) -> None:
         def look() -> bytes:
             found = os.pread(file.fd, BLOCK, n * BLOCK)
-            for owner in range(_OWNERS):
+            for owner in (DEVICE, *MAPPERS):
                 for stripe in STRIPES[owner]:
-                    if found[stripe].translate(None, _ALPHABETS[owner] + b"\0"):
-                        raise Violation(f"block {n} of {file.name} by read(2): foreign bytes in a stripe of {owner}: "
-                                        f"{found[stripe]!r}")  # fmt: skip
+                    if not is_of(owner, found[stripe]):
+                        what = f"foreign bytes in a stripe of {owner}: {found[stripe]!r}"
+                        raise Violation(f"block {n} of {file.name} by read(2): {what}")
             return found
 
         self.compare(file.name, file.known[n], look, f"block {n} of {file.name} by read(2)")
@@ -546,7 +471,7 @@ class Map(Sharer):
             if found[at] == file.known[n].bytes[at]:
                 del self.due[block, stripe]
             elif now > self.due[block, stripe]:
-                odd = _difference(self.owner, at.start, found[at], file.known[n].bytes[at])
+                odd = difference(self.owner, at.start, found[at], file.known[n].bytes[at])
                 raise Violation(f"block {n} of {WATCHED} in the image, {BOUND_S:g} s after the store: {odd}")
         self.mapped(file, n)
         self.watch_device(file, n, found, now)
@@ -563,7 +488,7 @@ class Map(Sharer):
             if wanted != found[at]:
                 self.stale[n, stripe] = found[at], now + BOUND_S
             elif now > until:
-                odd = _difference(DEVICE, at.start, mine[at], found[at])
+                odd = difference(DEVICE, at.start, mine[at], found[at])
                 raise Violation(f"block {n} of {WATCHED} in a mapping, {BOUND_S:g} s after it was in the block: {odd}")
 
     # -- files whose layout changes --
@@ -606,8 +531,11 @@ class Map(Sharer):
 
     def shaped_read(self) -> None:
         """read(2), which writes the page back first; that may fail for a store that met a punch."""
-        if (found := self.shaped()) is not None and not self.attempt("mapper shaped read", lambda: self.by_read(*found)):
-            found[0].known[found[1]].doubt()
+        if (found := self.shaped()) is None:
+            return
+        file, n = found
+        if not self.attempt("mapper shaped read", lambda: self.by_read(file, n)):
+            file.known[n].doubt()
 
 
 class Reshape(Sharer):
@@ -639,6 +567,6 @@ class Reshape(Sharer):
                 self.attempt("reshape create", lambda: acts.create(path, b""))
 
 
-PARTS: dict[str, Callable[[Part], Any]] = {
+PARTS: dict[str, type[Actor]] = {
     "device": Device, **{f"map-{owner}": Map for owner in MAPPERS}, "reshape": Reshape,
 }  # fmt: skip

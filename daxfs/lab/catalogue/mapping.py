@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 from collections.abc import Callable
@@ -120,6 +119,7 @@ def mapping_before_pin(lab: Lab) -> None:
     mapper.store(0, b"MMAP")
     pin = holder.pin(0, 1, write=True)
     lab.bytes_equal(pin.view()[:4], b"MMAP", "what P sees when it has its pin")
+    lab.bytes_equal(mapper.load(0, 4), b"MMAP", "what Q sees then")
     pin.dma(DEVICE, AT)
     mapper.store(200, PROGRAM)
     mapper.msync()
@@ -186,7 +186,7 @@ def dead_holder_behind_writeback(lab: Lab) -> None:
     source=f"{KARA}: GUP faults on a page while the truncate waits for another one",
     pins="P: A[6,7); then, with a mapping of its own that is dirty, A[1,2)",
     call="truncate(A, 4 blocks); P stores, pins again, writes by DMA, and lets go of A[6,7)",
-    sees=everywhere("the second pin is granted, the truncate returns, and what P stored and its device wrote is there", WAITING),
+    sees=everywhere("the second pin is granted, the truncate returns, what P and its device wrote is there", WAITING),
 )
 def pin_again_with_dirty_pages(lab: Lab) -> None:
     path = lab.file()
