@@ -1772,13 +1772,13 @@ enum  {
  *     HEADER = 40  # bytes of fuse_in_header
  *     READ_MAX = 1 << 20             # <<<<<<<<<<<<<<
  * 
- * cdef uint64_t _now = 0  # moves with every page that is handed out
+ * cdef uint8_t[4096] _ZEROS
 */
   __pyx_e_5daxfs_6daemon_5twins_HEADER = 40,
   __pyx_e_5daxfs_6daemon_5twins_READ_MAX = (1 << 20)
 };
 
-/* "daxfs/daemon/twins.pyx":571
+/* "daxfs/daemon/twins.pyx":597
  * 
  * 
  * cdef enum:             # <<<<<<<<<<<<<<
@@ -1853,7 +1853,7 @@ struct __pyx_obj_5daxfs_6daemon_8requests_OpenFile {
 };
 
 
-/* "daxfs/daemon/twins.pyx":72
+/* "daxfs/daemon/twins.pyx":74
  * 
  * 
  * cdef class Budget:             # <<<<<<<<<<<<<<
@@ -1870,12 +1870,12 @@ struct __pyx_obj_5daxfs_6daemon_5twins_Budget {
 };
 
 
-/* "daxfs/daemon/twins.pyx":104
+/* "daxfs/daemon/twins.pyx":106
  * 
  * 
  * cdef class _Twin:             # <<<<<<<<<<<<<<
- *     """`bytes` NULL: the page has a mask only. `handed`: when. `end`: bytes from here on are masked."""
- * 
+ *     """`bytes` NULL: the page has a mask only. `handed`: when. `end`: bytes from here on are masked. `quiet`: how often in a
+ *     row nothing was found to have changed."""
 */
 struct __pyx_obj_5daxfs_6daemon_5twins__Twin {
   PyObject_HEAD
@@ -1883,10 +1883,11 @@ struct __pyx_obj_5daxfs_6daemon_5twins__Twin {
   uint64_t handed;
   uint32_t end;
   uint32_t uid;
+  uint32_t quiet;
 };
 
 
-/* "daxfs/daemon/twins.pyx":167
+/* "daxfs/daemon/twins.pyx":170
  * 
  * 
  * cdef class Pages:             # <<<<<<<<<<<<<<
@@ -2040,7 +2041,7 @@ struct __pyx_vtabstruct_5daxfs_4core_4runs_RunSet {
 static struct __pyx_vtabstruct_5daxfs_4core_4runs_RunSet *__pyx_vtabptr_5daxfs_4core_4runs_RunSet;
 
 
-/* "daxfs/daemon/twins.pyx":72
+/* "daxfs/daemon/twins.pyx":74
  * 
  * 
  * cdef class Budget:             # <<<<<<<<<<<<<<
@@ -2055,7 +2056,7 @@ struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Budget {
 static struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Budget *__pyx_vtabptr_5daxfs_6daemon_5twins_Budget;
 
 
-/* "daxfs/daemon/twins.pyx":167
+/* "daxfs/daemon/twins.pyx":170
  * 
  * 
  * cdef class Pages:             # <<<<<<<<<<<<<<
@@ -3004,13 +3005,6 @@ static PyObject *__Pyx_PyDict_GetItem(PyObject *d, PyObject* key);
 #define __Pyx_PyObject_Dict_GetItem(obj, name)  PyObject_GetItem(obj, name)
 #endif
 
-/* ListCompAppend.proto */
-#if CYTHON_USE_PYLIST_INTERNALS && CYTHON_ASSUME_SAFE_MACROS && CYTHON_ASSUME_SAFE_SIZE
-static CYTHON_INLINE int __Pyx_ListComp_Append(PyObject* list, PyObject* x);
-#else
-#define __Pyx_ListComp_Append(L,x) PyList_Append(L,x)
-#endif
-
 /* IterFinish.proto */
 static CYTHON_INLINE int __Pyx_IterFinish(void);
 
@@ -3048,6 +3042,13 @@ static CYTHON_INLINE PyObject* __Pyx_dict_iterator(PyObject* dict, int is_dict, 
 
 /* PyObjectCompare.proto */
 static CYTHON_INLINE PyObject* __Pyx_PyObject_CompareLe_int_object(PyObject *op1, PyObject *op2, int pyop);
+
+/* ListCompAppend.proto */
+#if CYTHON_USE_PYLIST_INTERNALS && CYTHON_ASSUME_SAFE_MACROS && CYTHON_ASSUME_SAFE_SIZE
+static CYTHON_INLINE int __Pyx_ListComp_Append(PyObject* list, PyObject* x);
+#else
+#define __Pyx_ListComp_Append(L,x) PyList_Append(L,x)
+#endif
 
 /* ListAppend.proto */
 #if CYTHON_USE_PYLIST_INTERNALS && CYTHON_ASSUME_SAFE_MACROS && CYTHON_ASSUME_SAFE_SIZE
@@ -3549,6 +3550,7 @@ static int (*__pyx_f_5daxfs_6daemon_7session_answer)(uint64_t, void const *, siz
 static PyObject *(*__pyx_f_5daxfs_6daemon_7session_held)(PyObject *); /*proto*/
 
 /* Module declarations from "daxfs.daemon.twins" */
+static uint8_t __pyx_v_5daxfs_6daemon_5twins__ZEROS[4096];
 static uint64_t __pyx_v_5daxfs_6daemon_5twins__now;
 static PyObject *__pyx_v_5daxfs_6daemon_5twins__files = 0;
 static PyObject *__pyx_v_5daxfs_6daemon_5twins__make = 0;
@@ -3626,9 +3628,9 @@ static PyObject *__pyx_builtin_id;
 static const char __pyx_k_c[] = "c";
 static const char __pyx_k_name[] = "name";
 static const char __pyx_k_fortran[] = "fortran";
-static const char __pyx_k_bytes_end_handed_uid[] = "bytes, end, handed, uid";
 static const char __pyx_k_users_most_share_used[] = "_users, most, share, used";
 static const char __pyx_k_Dimension_d_is_not_direct[] = "Dimension %d is not direct";
+static const char __pyx_k_bytes_end_handed_quiet_uid[] = "bytes, end, handed, quiet, uid";
 static const char __pyx_k_Cannot_index_with_type_200U[] = "Cannot index with type \047%.200U\047";
 static const char __pyx_k_itemsize_0_for_cython_array[] = "itemsize <= 0 for cython.array";
 static const char __pyx_k_Buffer_view_does_not_expose_stri[] = "Buffer view does not expose strides";
@@ -3699,8 +3701,7 @@ static void __pyx_pf_5daxfs_6daemon_5twins_5Pages_2__dealloc__(struct __pyx_obj_
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_4forget(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
 static Py_ssize_t __pyx_pf_5daxfs_6daemon_5twins_5Pages_6__len__(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_7careful___get__(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_7claimed___get__(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_8watch(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, int __pyx_v_careful); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_8be_careful(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_14has_any(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end); /* proto */
@@ -3714,13 +3715,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, uint64_t __pyx_v_began, int __pyx_v_dropped); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_most); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36users(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40with_bytes(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, __Pyx_memviewslice __pyx_v_data, uint32_t __pyx_v_patience); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42with_bytes(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_5inode___get__(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_8dropping___get__(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42__reduce_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_44__setstate_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, CYTHON_UNUSED PyObject *__pyx_v___pyx_state); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_44__reduce_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_46__setstate_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, CYTHON_UNUSED PyObject *__pyx_v___pyx_state); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *__pyx_self, PyObject *__pyx_v_files, PyObject *__pyx_v_make, int __pyx_v_quick, int __pyx_v_off); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_2remove(CYTHON_UNUSED PyObject *__pyx_self); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_4__pyx_unpickle_Budget(CYTHON_UNUSED PyObject *__pyx_self, PyObject *__pyx_v___pyx_type, long __pyx_v___pyx_checksum, PyObject *__pyx_v___pyx_state); /* proto */
@@ -4064,53 +4066,53 @@ static __pyx_mstatetype * const __pyx_mstate_global = &__pyx_mstate_global_stati
 #define __pyx_n_u_began __pyx_string_tab[69]
 #define __pyx_n_u_budget __pyx_string_tab[70]
 #define __pyx_n_u_c __pyx_string_tab[71]
-#define __pyx_n_u_careful __pyx_string_tab[72]
-#define __pyx_n_u_claim __pyx_string_tab[73]
-#define __pyx_n_u_cline_in_traceback __pyx_string_tab[74]
-#define __pyx_n_u_count __pyx_string_tab[75]
-#define __pyx_n_u_data __pyx_string_tab[76]
-#define __pyx_n_u_daxfs_daemon_twins __pyx_string_tab[77]
-#define __pyx_n_u_dropped __pyx_string_tab[78]
-#define __pyx_n_u_dtype_is_object __pyx_string_tab[79]
-#define __pyx_n_u_encode __pyx_string_tab[80]
-#define __pyx_n_u_end __pyx_string_tab[81]
-#define __pyx_n_u_enumerate __pyx_string_tab[82]
-#define __pyx_n_u_error __pyx_string_tab[83]
-#define __pyx_n_u_files __pyx_string_tab[84]
-#define __pyx_n_u_fill __pyx_string_tab[85]
-#define __pyx_n_u_first __pyx_string_tab[86]
-#define __pyx_n_u_flags __pyx_string_tab[87]
-#define __pyx_n_u_format __pyx_string_tab[88]
-#define __pyx_n_u_fortran __pyx_string_tab[89]
-#define __pyx_n_u_get __pyx_string_tab[90]
-#define __pyx_n_u_has_any __pyx_string_tab[91]
-#define __pyx_n_u_has_file __pyx_string_tab[92]
-#define __pyx_n_u_has_room __pyx_string_tab[93]
-#define __pyx_n_u_held __pyx_string_tab[94]
-#define __pyx_n_u_id __pyx_string_tab[95]
-#define __pyx_n_u_index __pyx_string_tab[96]
-#define __pyx_n_u_ino __pyx_string_tab[97]
-#define __pyx_n_u_inode __pyx_string_tab[98]
-#define __pyx_n_u_insist __pyx_string_tab[99]
-#define __pyx_n_u_install __pyx_string_tab[100]
-#define __pyx_n_u_is_file __pyx_string_tab[101]
-#define __pyx_n_u_items __pyx_string_tab[102]
-#define __pyx_n_u_itemsize __pyx_string_tab[103]
-#define __pyx_n_u_make __pyx_string_tab[104]
-#define __pyx_n_u_map __pyx_string_tab[105]
-#define __pyx_n_u_may_have __pyx_string_tab[106]
-#define __pyx_n_u_memview __pyx_string_tab[107]
-#define __pyx_n_u_mode __pyx_string_tab[108]
-#define __pyx_n_u_most __pyx_string_tab[109]
-#define __pyx_n_u_name __pyx_string_tab[110]
-#define __pyx_n_u_ndim __pyx_string_tab[111]
-#define __pyx_n_u_obj __pyx_string_tab[112]
-#define __pyx_n_u_off __pyx_string_tab[113]
-#define __pyx_n_u_offset __pyx_string_tab[114]
-#define __pyx_n_u_old_size __pyx_string_tab[115]
-#define __pyx_n_u_on_first __pyx_string_tab[116]
-#define __pyx_n_u_overlaps __pyx_string_tab[117]
-#define __pyx_n_u_pack __pyx_string_tab[118]
+#define __pyx_n_u_claim __pyx_string_tab[72]
+#define __pyx_n_u_cline_in_traceback __pyx_string_tab[73]
+#define __pyx_n_u_count __pyx_string_tab[74]
+#define __pyx_n_u_data __pyx_string_tab[75]
+#define __pyx_n_u_daxfs_daemon_twins __pyx_string_tab[76]
+#define __pyx_n_u_dropped __pyx_string_tab[77]
+#define __pyx_n_u_dtype_is_object __pyx_string_tab[78]
+#define __pyx_n_u_encode __pyx_string_tab[79]
+#define __pyx_n_u_end __pyx_string_tab[80]
+#define __pyx_n_u_enumerate __pyx_string_tab[81]
+#define __pyx_n_u_error __pyx_string_tab[82]
+#define __pyx_n_u_files __pyx_string_tab[83]
+#define __pyx_n_u_fill __pyx_string_tab[84]
+#define __pyx_n_u_first __pyx_string_tab[85]
+#define __pyx_n_u_flags __pyx_string_tab[86]
+#define __pyx_n_u_format __pyx_string_tab[87]
+#define __pyx_n_u_fortran __pyx_string_tab[88]
+#define __pyx_n_u_get __pyx_string_tab[89]
+#define __pyx_n_u_has_any __pyx_string_tab[90]
+#define __pyx_n_u_has_file __pyx_string_tab[91]
+#define __pyx_n_u_has_room __pyx_string_tab[92]
+#define __pyx_n_u_held __pyx_string_tab[93]
+#define __pyx_n_u_id __pyx_string_tab[94]
+#define __pyx_n_u_index __pyx_string_tab[95]
+#define __pyx_n_u_ino __pyx_string_tab[96]
+#define __pyx_n_u_inode __pyx_string_tab[97]
+#define __pyx_n_u_insist __pyx_string_tab[98]
+#define __pyx_n_u_install __pyx_string_tab[99]
+#define __pyx_n_u_is_file __pyx_string_tab[100]
+#define __pyx_n_u_items __pyx_string_tab[101]
+#define __pyx_n_u_itemsize __pyx_string_tab[102]
+#define __pyx_n_u_make __pyx_string_tab[103]
+#define __pyx_n_u_map __pyx_string_tab[104]
+#define __pyx_n_u_may_have __pyx_string_tab[105]
+#define __pyx_n_u_memview __pyx_string_tab[106]
+#define __pyx_n_u_mode __pyx_string_tab[107]
+#define __pyx_n_u_most __pyx_string_tab[108]
+#define __pyx_n_u_name __pyx_string_tab[109]
+#define __pyx_n_u_ndim __pyx_string_tab[110]
+#define __pyx_n_u_obj __pyx_string_tab[111]
+#define __pyx_n_u_off __pyx_string_tab[112]
+#define __pyx_n_u_offset __pyx_string_tab[113]
+#define __pyx_n_u_old_size __pyx_string_tab[114]
+#define __pyx_n_u_on_first __pyx_string_tab[115]
+#define __pyx_n_u_overlaps __pyx_string_tab[116]
+#define __pyx_n_u_pack __pyx_string_tab[117]
+#define __pyx_n_u_patience __pyx_string_tab[118]
 #define __pyx_n_u_pins __pyx_string_tab[119]
 #define __pyx_n_u_pop __pyx_string_tab[120]
 #define __pyx_n_u_quick __pyx_string_tab[121]
@@ -4138,7 +4140,7 @@ static __pyx_mstatetype * const __pyx_mstate_global = &__pyx_mstate_global_stati
 #define __pyx_int_1 __pyx_number_tab[2]
 #define __pyx_int_57163320 __pyx_number_tab[3]
 #define __pyx_int_136983863 __pyx_number_tab[4]
-#define __pyx_int_197686530 __pyx_number_tab[5]
+#define __pyx_int_182961434 __pyx_number_tab[5]
 /* #### Code section: module_state_clear ### */
 #if CYTHON_USE_MODULE_STATE
 static CYTHON_SMALL_CODE int __pyx_m_clear(PyObject *m) {
@@ -18404,7 +18406,7 @@ static PyObject *__pyx_unpickle_Enum__set_state(struct __pyx_MemviewEnum_obj *__
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":78
+/* "daxfs/daemon/twins.pyx":80
  *     cdef dict _users
  * 
  *     def __init__(self, uint64_t most, uint64_t share):             # <<<<<<<<<<<<<<
@@ -18451,39 +18453,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_most,&__pyx_mstate_global->__pyx_n_u_share,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL_TPNEW(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 78, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 80, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 78, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 80, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 78, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 80, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(0, 78, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(0, 80, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 1, 2, 2, i); __PYX_ERR(0, 78, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 1, 2, 2, i); __PYX_ERR(0, 80, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 78, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 80, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 78, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 80, __pyx_L3_error)
     }
-    __pyx_v_most = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_most == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 78, __pyx_L3_error)
-    __pyx_v_share = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_share == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 78, __pyx_L3_error)
+    __pyx_v_most = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_most == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 80, __pyx_L3_error)
+    __pyx_v_share = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_share == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 80, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("__init__", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 78, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("__init__", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 80, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -18515,7 +18517,7 @@ static int __pyx_pf_5daxfs_6daemon_5twins_6Budget___init__(struct __pyx_obj_5dax
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__init__", 0);
 
-  /* "daxfs/daemon/twins.pyx":79
+  /* "daxfs/daemon/twins.pyx":81
  * 
  *     def __init__(self, uint64_t most, uint64_t share):
  *         self.most = most             # <<<<<<<<<<<<<<
@@ -18524,7 +18526,7 @@ static int __pyx_pf_5daxfs_6daemon_5twins_6Budget___init__(struct __pyx_obj_5dax
 */
   __pyx_v_self->most = __pyx_v_most;
 
-  /* "daxfs/daemon/twins.pyx":80
+  /* "daxfs/daemon/twins.pyx":82
  *     def __init__(self, uint64_t most, uint64_t share):
  *         self.most = most
  *         self.share = share             # <<<<<<<<<<<<<<
@@ -18533,21 +18535,21 @@ static int __pyx_pf_5daxfs_6daemon_5twins_6Budget___init__(struct __pyx_obj_5dax
 */
   __pyx_v_self->share = __pyx_v_share;
 
-  /* "daxfs/daemon/twins.pyx":81
+  /* "daxfs/daemon/twins.pyx":83
  *         self.most = most
  *         self.share = share
  *         self._users = {}             # <<<<<<<<<<<<<<
  * 
  *     def has_room(self, uint32_t uid, uint64_t twins):
 */
-  __pyx_t_1 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 81, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 83, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __Pyx_GIVEREF(__pyx_t_1);
   __Pyx_GOTREF(__pyx_v_self->_users);
   __Pyx_DECREF_SET(__pyx_v_self->_users, ((PyObject*)__pyx_t_1));
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":78
+  /* "daxfs/daemon/twins.pyx":80
  *     cdef dict _users
  * 
  *     def __init__(self, uint64_t most, uint64_t share):             # <<<<<<<<<<<<<<
@@ -18568,7 +18570,7 @@ static int __pyx_pf_5daxfs_6daemon_5twins_6Budget___init__(struct __pyx_obj_5dax
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":83
+/* "daxfs/daemon/twins.pyx":85
  *         self._users = {}
  * 
  *     def has_room(self, uint32_t uid, uint64_t twins):             # <<<<<<<<<<<<<<
@@ -18615,39 +18617,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_uid,&__pyx_mstate_global->__pyx_n_u_twins,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 83, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 85, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 83, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 85, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 83, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 85, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "has_room", 0) < (0)) __PYX_ERR(0, 83, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "has_room", 0) < (0)) __PYX_ERR(0, 85, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("has_room", 1, 2, 2, i); __PYX_ERR(0, 83, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("has_room", 1, 2, 2, i); __PYX_ERR(0, 85, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 83, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 85, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 83, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 85, __pyx_L3_error)
     }
-    __pyx_v_uid = __Pyx_PyLong_As_uint32_t(values[0]); if (unlikely((__pyx_v_uid == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 83, __pyx_L3_error)
-    __pyx_v_twins = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_twins == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 83, __pyx_L3_error)
+    __pyx_v_uid = __Pyx_PyLong_As_uint32_t(values[0]); if (unlikely((__pyx_v_uid == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 85, __pyx_L3_error)
+    __pyx_v_twins = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_twins == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 85, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("has_room", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 83, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("has_room", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 85, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -18683,7 +18685,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_2has_room(struct __pyx_o
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("has_room", 0);
 
-  /* "daxfs/daemon/twins.pyx":84
+  /* "daxfs/daemon/twins.pyx":86
  * 
  *     def has_room(self, uint32_t uid, uint64_t twins):
  *         return self.used + twins <= self.most and <uint64_t>self._users.get(uid, 0) + twins <= self.share             # <<<<<<<<<<<<<<
@@ -18695,7 +18697,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_2has_room(struct __pyx_o
   if (__pyx_t_2) {
 
   } else {
-    __pyx_t_3 = __Pyx_PyBool_FromLong(__pyx_t_2); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 84, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyBool_FromLong(__pyx_t_2); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 86, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     __pyx_t_1 = __pyx_t_3;
     __pyx_t_3 = 0;
@@ -18704,19 +18706,19 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_2has_room(struct __pyx_o
   }
   if (unlikely(__pyx_v_self->_users == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-    __PYX_ERR(0, 84, __pyx_L1_error)
+    __PYX_ERR(0, 86, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 84, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 86, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_4 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_users, __pyx_t_3, __pyx_mstate_global->__pyx_int_0); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 84, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_users, __pyx_t_3, __pyx_mstate_global->__pyx_int_0); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 86, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-  __pyx_t_5 = __Pyx_PyLong_As_uint64_t(__pyx_t_4); if (unlikely((__pyx_t_5 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 84, __pyx_L1_error)
+  __pyx_t_5 = __Pyx_PyLong_As_uint64_t(__pyx_t_4); if (unlikely((__pyx_t_5 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 86, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
   __pyx_t_2 = ((((uint64_t)__pyx_t_5) + __pyx_v_twins) <= __pyx_v_self->share);
 
 
-  __pyx_t_4 = __Pyx_PyBool_FromLong(__pyx_t_2); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 84, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyBool_FromLong(__pyx_t_2); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 86, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __pyx_t_1 = __pyx_t_4;
   __pyx_t_4 = 0;
@@ -18733,7 +18735,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_2has_room(struct __pyx_o
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":83
+  /* "daxfs/daemon/twins.pyx":85
  *         self._users = {}
  * 
  *     def has_room(self, uint32_t uid, uint64_t twins):             # <<<<<<<<<<<<<<
@@ -18754,7 +18756,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_2has_room(struct __pyx_o
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":86
+/* "daxfs/daemon/twins.pyx":88
  *         return self.used + twins <= self.most and <uint64_t>self._users.get(uid, 0) + twins <= self.share
  * 
  *     def of_user(self, uint32_t uid):             # <<<<<<<<<<<<<<
@@ -18800,32 +18802,32 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_uid,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 86, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 88, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 86, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 88, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "of_user", 0) < (0)) __PYX_ERR(0, 86, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "of_user", 0) < (0)) __PYX_ERR(0, 88, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 1; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("of_user", 1, 1, 1, i); __PYX_ERR(0, 86, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("of_user", 1, 1, 1, i); __PYX_ERR(0, 88, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 1)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 86, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 88, __pyx_L3_error)
     }
-    __pyx_v_uid = __Pyx_PyLong_As_uint32_t(values[0]); if (unlikely((__pyx_v_uid == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 86, __pyx_L3_error)
+    __pyx_v_uid = __Pyx_PyLong_As_uint32_t(values[0]); if (unlikely((__pyx_v_uid == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 88, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("of_user", 1, 1, 1, __pyx_nargs); __PYX_ERR(0, 86, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("of_user", 1, 1, 1, __pyx_nargs); __PYX_ERR(0, 88, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -18857,7 +18859,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_4of_user(struct __pyx_ob
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("of_user", 0);
 
-  /* "daxfs/daemon/twins.pyx":87
+  /* "daxfs/daemon/twins.pyx":89
  * 
  *     def of_user(self, uint32_t uid):
  *         return self._users.get(uid, 0)             # <<<<<<<<<<<<<<
@@ -18866,11 +18868,11 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_4of_user(struct __pyx_ob
 */
   if (unlikely(__pyx_v_self->_users == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-    __PYX_ERR(0, 87, __pyx_L1_error)
+    __PYX_ERR(0, 89, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 87, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 89, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_2 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_users, __pyx_t_1, __pyx_mstate_global->__pyx_int_0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 87, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_users, __pyx_t_1, __pyx_mstate_global->__pyx_int_0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 89, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   {
@@ -18884,7 +18886,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_4of_user(struct __pyx_ob
   __pyx_t_2 = 0;
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":86
+  /* "daxfs/daemon/twins.pyx":88
  *         return self.used + twins <= self.most and <uint64_t>self._users.get(uid, 0) + twins <= self.share
  * 
  *     def of_user(self, uint32_t uid):             # <<<<<<<<<<<<<<
@@ -18904,7 +18906,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_4of_user(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":89
+/* "daxfs/daemon/twins.pyx":91
  *         return self._users.get(uid, 0)
  * 
  *     cdef int take(self, uint32_t uid) except -1:             # <<<<<<<<<<<<<<
@@ -18922,7 +18924,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_take(struct __pyx_obj_5daxfs_6d
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("take", 0);
 
-  /* "daxfs/daemon/twins.pyx":90
+  /* "daxfs/daemon/twins.pyx":92
  * 
  *     cdef int take(self, uint32_t uid) except -1:
  *         self._users[uid] = self._users.get(uid, 0) + 1             # <<<<<<<<<<<<<<
@@ -18931,27 +18933,27 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_take(struct __pyx_obj_5daxfs_6d
 */
   if (unlikely(__pyx_v_self->_users == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-    __PYX_ERR(0, 90, __pyx_L1_error)
+    __PYX_ERR(0, 92, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 90, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 92, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_2 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_users, __pyx_t_1, __pyx_mstate_global->__pyx_int_0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 90, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_users, __pyx_t_1, __pyx_mstate_global->__pyx_int_0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 92, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-  __pyx_t_1 = __Pyx_PyLong_AddObjC(__pyx_t_2, __pyx_mstate_global->__pyx_int_1, 1, 0, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 90, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_AddObjC(__pyx_t_2, __pyx_mstate_global->__pyx_int_1, 1, 0, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 92, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   if (unlikely(__pyx_v_self->_users == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-    __PYX_ERR(0, 90, __pyx_L1_error)
+    __PYX_ERR(0, 92, __pyx_L1_error)
   }
-  __pyx_t_2 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 90, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 92, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  if (unlikely((PyDict_SetItem(__pyx_v_self->_users, __pyx_t_2, __pyx_t_1) < 0))) __PYX_ERR(0, 90, __pyx_L1_error)
+  if (unlikely((PyDict_SetItem(__pyx_v_self->_users, __pyx_t_2, __pyx_t_1) < 0))) __PYX_ERR(0, 92, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":91
+  /* "daxfs/daemon/twins.pyx":93
  *     cdef int take(self, uint32_t uid) except -1:
  *         self._users[uid] = self._users.get(uid, 0) + 1
  *         self.used += 1             # <<<<<<<<<<<<<<
@@ -18960,7 +18962,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_take(struct __pyx_obj_5daxfs_6d
 */
   __pyx_v_self->used = (__pyx_v_self->used + 1);
 
-  /* "daxfs/daemon/twins.pyx":92
+  /* "daxfs/daemon/twins.pyx":94
  *         self._users[uid] = self._users.get(uid, 0) + 1
  *         self.used += 1
  *         return 0             # <<<<<<<<<<<<<<
@@ -18973,7 +18975,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_take(struct __pyx_obj_5daxfs_6d
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":89
+  /* "daxfs/daemon/twins.pyx":91
  *         return self._users.get(uid, 0)
  * 
  *     cdef int take(self, uint32_t uid) except -1:             # <<<<<<<<<<<<<<
@@ -18993,7 +18995,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_take(struct __pyx_obj_5daxfs_6d
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":94
+/* "daxfs/daemon/twins.pyx":96
  *         return 0
  * 
  *     cdef int give(self, uint32_t uid) except -1:             # <<<<<<<<<<<<<<
@@ -19013,7 +19015,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_give(struct __pyx_obj_5daxfs_6d
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("give", 0);
 
-  /* "daxfs/daemon/twins.pyx":95
+  /* "daxfs/daemon/twins.pyx":97
  * 
  *     cdef int give(self, uint32_t uid) except -1:
  *         left = self._users[uid] - 1             # <<<<<<<<<<<<<<
@@ -19022,31 +19024,31 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_give(struct __pyx_obj_5daxfs_6d
 */
   if (unlikely(__pyx_v_self->_users == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-    __PYX_ERR(0, 95, __pyx_L1_error)
+    __PYX_ERR(0, 97, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 95, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 97, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_2 = __Pyx_PyDict_GetItem(__pyx_v_self->_users, __pyx_t_1); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 95, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyDict_GetItem(__pyx_v_self->_users, __pyx_t_1); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 97, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-  __pyx_t_1 = __Pyx_PyLong_SubtractObjC(__pyx_t_2, __pyx_mstate_global->__pyx_int_1, 1, 0, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 95, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_SubtractObjC(__pyx_t_2, __pyx_mstate_global->__pyx_int_1, 1, 0, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 97, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   __pyx_v_left = __pyx_t_1;
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":96
+  /* "daxfs/daemon/twins.pyx":98
  *     cdef int give(self, uint32_t uid) except -1:
  *         left = self._users[uid] - 1
  *         if left:             # <<<<<<<<<<<<<<
  *             self._users[uid] = left
  *         else:
 */
-  __pyx_t_3 = __Pyx_PyObject_IsTrue(__pyx_v_left); if (unlikely((__pyx_t_3 < 0))) __PYX_ERR(0, 96, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_IsTrue(__pyx_v_left); if (unlikely((__pyx_t_3 < 0))) __PYX_ERR(0, 98, __pyx_L1_error)
   if (__pyx_t_3) {
 
 
-    /* "daxfs/daemon/twins.pyx":97
+    /* "daxfs/daemon/twins.pyx":99
  *         left = self._users[uid] - 1
  *         if left:
  *             self._users[uid] = left             # <<<<<<<<<<<<<<
@@ -19055,14 +19057,14 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_give(struct __pyx_obj_5daxfs_6d
 */
     if (unlikely(__pyx_v_self->_users == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(0, 97, __pyx_L1_error)
+      __PYX_ERR(0, 99, __pyx_L1_error)
     }
-    __pyx_t_1 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 97, __pyx_L1_error)
+    __pyx_t_1 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 99, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
-    if (unlikely((PyDict_SetItem(__pyx_v_self->_users, __pyx_t_1, __pyx_v_left) < 0))) __PYX_ERR(0, 97, __pyx_L1_error)
+    if (unlikely((PyDict_SetItem(__pyx_v_self->_users, __pyx_t_1, __pyx_v_left) < 0))) __PYX_ERR(0, 99, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-    /* "daxfs/daemon/twins.pyx":96
+    /* "daxfs/daemon/twins.pyx":98
  *     cdef int give(self, uint32_t uid) except -1:
  *         left = self._users[uid] - 1
  *         if left:             # <<<<<<<<<<<<<<
@@ -19072,7 +19074,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_give(struct __pyx_obj_5daxfs_6d
     goto __pyx_L3;
   }
 
-  /* "daxfs/daemon/twins.pyx":99
+  /* "daxfs/daemon/twins.pyx":101
  *             self._users[uid] = left
  *         else:
  *             del self._users[uid]             # <<<<<<<<<<<<<<
@@ -19082,16 +19084,16 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_give(struct __pyx_obj_5daxfs_6d
   /*else*/ {
     if (unlikely(__pyx_v_self->_users == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(0, 99, __pyx_L1_error)
+      __PYX_ERR(0, 101, __pyx_L1_error)
     }
-    __pyx_t_1 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 99, __pyx_L1_error)
+    __pyx_t_1 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 101, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
-    if (unlikely((PyDict_DelItem(__pyx_v_self->_users, __pyx_t_1) < 0))) __PYX_ERR(0, 99, __pyx_L1_error)
+    if (unlikely((PyDict_DelItem(__pyx_v_self->_users, __pyx_t_1) < 0))) __PYX_ERR(0, 101, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   }
   __pyx_L3:;
 
-  /* "daxfs/daemon/twins.pyx":100
+  /* "daxfs/daemon/twins.pyx":102
  *         else:
  *             del self._users[uid]
  *         self.used -= 1             # <<<<<<<<<<<<<<
@@ -19100,7 +19102,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_give(struct __pyx_obj_5daxfs_6d
 */
   __pyx_v_self->used = (__pyx_v_self->used - 1);
 
-  /* "daxfs/daemon/twins.pyx":101
+  /* "daxfs/daemon/twins.pyx":103
  *             del self._users[uid]
  *         self.used -= 1
  *         return 0             # <<<<<<<<<<<<<<
@@ -19113,7 +19115,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_give(struct __pyx_obj_5daxfs_6d
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":94
+  /* "daxfs/daemon/twins.pyx":96
  *         return 0
  * 
  *     cdef int give(self, uint32_t uid) except -1:             # <<<<<<<<<<<<<<
@@ -19134,7 +19136,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_6Budget_give(struct __pyx_obj_5daxfs_6d
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":75
+/* "daxfs/daemon/twins.pyx":77
  *     """How many twins there may be, and how many of one user's. What passes the bound is counted all the same."""
  * 
  *     cdef readonly uint64_t most, share, used             # <<<<<<<<<<<<<<
@@ -19173,7 +19175,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_4most___get__(struct __p
       __Pyx_INCREF(__pyx_t_1);
       __Pyx_PyCriticalSection_Begin(&__pyx_cs, (PyObject*)__pyx_t_1);
       /*try:*/ {
-        __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_self->most); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 75, __pyx_L4_error)
+        __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_self->most); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 77, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_2);
         {
           PyObject *__pyx_temp;
@@ -19247,7 +19249,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_5share___get__(struct __
       __Pyx_INCREF(__pyx_t_1);
       __Pyx_PyCriticalSection_Begin(&__pyx_cs, (PyObject*)__pyx_t_1);
       /*try:*/ {
-        __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_self->share); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 75, __pyx_L4_error)
+        __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_self->share); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 77, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_2);
         {
           PyObject *__pyx_temp;
@@ -19321,7 +19323,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_4used___get__(struct __p
       __Pyx_INCREF(__pyx_t_1);
       __Pyx_PyCriticalSection_Begin(&__pyx_cs, (PyObject*)__pyx_t_1);
       /*try:*/ {
-        __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_self->used); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 75, __pyx_L4_error)
+        __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_self->used); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 77, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_2);
         {
           PyObject *__pyx_temp;
@@ -19845,8 +19847,8 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6Budget_8__setstate_cython__(str
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":111
- *     cdef uint32_t end, uid
+/* "daxfs/daemon/twins.pyx":114
+ *     cdef uint32_t end, uid, quiet
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
  *         free(self.bytes)
@@ -19868,7 +19870,7 @@ static void __pyx_pw_5daxfs_6daemon_5twins_5_Twin_1__dealloc__(PyObject *__pyx_v
 
 static void __pyx_pf_5daxfs_6daemon_5twins_5_Twin___dealloc__(struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_v_self) {
 
-  /* "daxfs/daemon/twins.pyx":112
+  /* "daxfs/daemon/twins.pyx":115
  * 
  *     def __dealloc__(self):
  *         free(self.bytes)             # <<<<<<<<<<<<<<
@@ -19877,8 +19879,8 @@ static void __pyx_pf_5daxfs_6daemon_5twins_5_Twin___dealloc__(struct __pyx_obj_5
 */
   free(__pyx_v_self->bytes);
 
-  /* "daxfs/daemon/twins.pyx":111
- *     cdef uint32_t end, uid
+  /* "daxfs/daemon/twins.pyx":114
+ *     cdef uint32_t end, uid, quiet
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
  *         free(self.bytes)
@@ -19948,8 +19950,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
   PyObject *__pyx_t_4 = NULL;
   PyObject *__pyx_t_5 = NULL;
   PyObject *__pyx_t_6 = NULL;
-  int __pyx_t_7;
+  PyObject *__pyx_t_7 = NULL;
   int __pyx_t_8;
+  int __pyx_t_9;
   int __pyx_lineno = 0;
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
@@ -19959,7 +19962,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
  *     cdef object _dict
  *     cdef bint use_setstate
  *     with CRITICAL_SECTION(self):             # <<<<<<<<<<<<<<
- *         state = (self.bytes, self.end, self.handed, self.uid)
+ *         state = (self.bytes, self.end, self.handed, self.quiet, self.uid)
  *         _dict = getattr(self, '__dict__', None)
 */
   {
@@ -19972,7 +19975,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
         /* "(tree fragment)":6
  *     cdef bint use_setstate
  *     with CRITICAL_SECTION(self):
- *         state = (self.bytes, self.end, self.handed, self.uid)             # <<<<<<<<<<<<<<
+ *         state = (self.bytes, self.end, self.handed, self.quiet, self.uid)             # <<<<<<<<<<<<<<
  *         _dict = getattr(self, '__dict__', None)
  *     if _dict is not None and _dict:
 */
@@ -19982,43 +19985,48 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
         __Pyx_GOTREF(__pyx_t_3);
         __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_self->handed); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 6, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_4);
-        __pyx_t_5 = __Pyx_PyLong_From_uint32_t(__pyx_v_self->uid); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 6, __pyx_L4_error)
+        __pyx_t_5 = __Pyx_PyLong_From_uint32_t(__pyx_v_self->quiet); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 6, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_5);
-        __pyx_t_6 = PyTuple_New(4); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 6, __pyx_L4_error)
+        __pyx_t_6 = __Pyx_PyLong_From_uint32_t(__pyx_v_self->uid); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 6, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_6);
+        __pyx_t_7 = PyTuple_New(5); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 6, __pyx_L4_error)
+        __Pyx_GOTREF(__pyx_t_7);
         __Pyx_GIVEREF(__pyx_t_2);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 0, __pyx_t_2) != (0)) __PYX_ERR(1, 6, __pyx_L4_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, __pyx_t_2) != (0)) __PYX_ERR(1, 6, __pyx_L4_error);
         __Pyx_GIVEREF(__pyx_t_3);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 1, __pyx_t_3) != (0)) __PYX_ERR(1, 6, __pyx_L4_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_3) != (0)) __PYX_ERR(1, 6, __pyx_L4_error);
         __Pyx_GIVEREF(__pyx_t_4);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 2, __pyx_t_4) != (0)) __PYX_ERR(1, 6, __pyx_L4_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 2, __pyx_t_4) != (0)) __PYX_ERR(1, 6, __pyx_L4_error);
         __Pyx_GIVEREF(__pyx_t_5);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 3, __pyx_t_5) != (0)) __PYX_ERR(1, 6, __pyx_L4_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 3, __pyx_t_5) != (0)) __PYX_ERR(1, 6, __pyx_L4_error);
+        __Pyx_GIVEREF(__pyx_t_6);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 4, __pyx_t_6) != (0)) __PYX_ERR(1, 6, __pyx_L4_error);
         __pyx_t_2 = 0;
         __pyx_t_3 = 0;
         __pyx_t_4 = 0;
         __pyx_t_5 = 0;
-        __pyx_v_state = ((PyObject*)__pyx_t_6);
         __pyx_t_6 = 0;
+        __pyx_v_state = ((PyObject*)__pyx_t_7);
+        __pyx_t_7 = 0;
 
         /* "(tree fragment)":7
  *     with CRITICAL_SECTION(self):
- *         state = (self.bytes, self.end, self.handed, self.uid)
+ *         state = (self.bytes, self.end, self.handed, self.quiet, self.uid)
  *         _dict = getattr(self, '__dict__', None)             # <<<<<<<<<<<<<<
  *     if _dict is not None and _dict:
  *         state += (_dict,)
 */
-        __pyx_t_6 = __Pyx_GetAttr3(((PyObject *)__pyx_v_self), __pyx_mstate_global->__pyx_n_u_dict, Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 7, __pyx_L4_error)
-        __Pyx_GOTREF(__pyx_t_6);
-        __pyx_v__dict = __pyx_t_6;
-        __pyx_t_6 = 0;
+        __pyx_t_7 = __Pyx_GetAttr3(((PyObject *)__pyx_v_self), __pyx_mstate_global->__pyx_n_u_dict, Py_None); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 7, __pyx_L4_error)
+        __Pyx_GOTREF(__pyx_t_7);
+        __pyx_v__dict = __pyx_t_7;
+        __pyx_t_7 = 0;
       }
 
       /* "(tree fragment)":5
  *     cdef object _dict
  *     cdef bint use_setstate
  *     with CRITICAL_SECTION(self):             # <<<<<<<<<<<<<<
- *         state = (self.bytes, self.end, self.handed, self.uid)
+ *         state = (self.bytes, self.end, self.handed, self.quiet, self.uid)
  *         _dict = getattr(self, '__dict__', None)
 */
       /*finally:*/ {
@@ -20036,27 +20044,27 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
   }
 
   /* "(tree fragment)":8
- *         state = (self.bytes, self.end, self.handed, self.uid)
+ *         state = (self.bytes, self.end, self.handed, self.quiet, self.uid)
  *         _dict = getattr(self, '__dict__', None)
  *     if _dict is not None and _dict:             # <<<<<<<<<<<<<<
  *         state += (_dict,)
  *         use_setstate = True
 */
-  __pyx_t_8 = (__pyx_v__dict != Py_None);
-  if (__pyx_t_8) {
+  __pyx_t_9 = (__pyx_v__dict != Py_None);
+  if (__pyx_t_9) {
 
   } else {
 
-    __pyx_t_7 = __pyx_t_8;
+    __pyx_t_8 = __pyx_t_9;
 
     goto __pyx_L7_bool_binop_done;
   }
-  __pyx_t_8 = __Pyx_PyObject_IsTrue(__pyx_v__dict); if (unlikely((__pyx_t_8 < 0))) __PYX_ERR(1, 8, __pyx_L1_error)
+  __pyx_t_9 = __Pyx_PyObject_IsTrue(__pyx_v__dict); if (unlikely((__pyx_t_9 < 0))) __PYX_ERR(1, 8, __pyx_L1_error)
 
-  __pyx_t_7 = __pyx_t_8;
+  __pyx_t_8 = __pyx_t_9;
 
   __pyx_L7_bool_binop_done:;
-  if (__pyx_t_7) {
+  if (__pyx_t_8) {
 
 
     /* "(tree fragment)":9
@@ -20071,11 +20079,11 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
     __Pyx_INCREF(__pyx_v__dict);
     __Pyx_GIVEREF(__pyx_v__dict);
     if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 0, __pyx_v__dict) != (0)) __PYX_ERR(1, 9, __pyx_L1_error);
-    __pyx_t_6 = PyNumber_InPlaceAdd(__pyx_v_state, __pyx_t_1); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 9, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_6);
+    __pyx_t_7 = PyNumber_InPlaceAdd(__pyx_v_state, __pyx_t_1); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 9, __pyx_L1_error)
+    __Pyx_GOTREF(__pyx_t_7);
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-    __Pyx_DECREF_SET(__pyx_v_state, ((PyObject*)__pyx_t_6));
-    __pyx_t_6 = 0;
+    __Pyx_DECREF_SET(__pyx_v_state, ((PyObject*)__pyx_t_7));
+    __pyx_t_7 = 0;
 
     /* "(tree fragment)":10
  *     if _dict is not None and _dict:
@@ -20087,7 +20095,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
     __pyx_v_use_setstate = 1;
 
     /* "(tree fragment)":8
- *         state = (self.bytes, self.end, self.handed, self.uid)
+ *         state = (self.bytes, self.end, self.handed, self.quiet, self.uid)
  *         _dict = getattr(self, '__dict__', None)
  *     if _dict is not None and _dict:             # <<<<<<<<<<<<<<
  *         state += (_dict,)
@@ -20101,7 +20109,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
  *     else:
  *         use_setstate = False             # <<<<<<<<<<<<<<
  *     if use_setstate:
- *         return __pyx_unpickle__Twin, (type(self), 0xbc87502, None), state
+ *         return __pyx_unpickle__Twin, (type(self), 0xae7c51a, None), state
 */
   /*else*/ {
     __pyx_v_use_setstate = 0;
@@ -20112,7 +20120,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
  *     else:
  *         use_setstate = False
  *     if use_setstate:             # <<<<<<<<<<<<<<
- *         return __pyx_unpickle__Twin, (type(self), 0xbc87502, None), state
+ *         return __pyx_unpickle__Twin, (type(self), 0xae7c51a, None), state
  *     else:
 */
   if (__pyx_v_use_setstate) {
@@ -20120,82 +20128,33 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
     /* "(tree fragment)":14
  *         use_setstate = False
  *     if use_setstate:
- *         return __pyx_unpickle__Twin, (type(self), 0xbc87502, None), state             # <<<<<<<<<<<<<<
+ *         return __pyx_unpickle__Twin, (type(self), 0xae7c51a, None), state             # <<<<<<<<<<<<<<
  *     else:
- *         return __pyx_unpickle__Twin, (type(self), 0xbc87502, state)
+ *         return __pyx_unpickle__Twin, (type(self), 0xae7c51a, state)
 */
-    __Pyx_GetModuleGlobalName(__pyx_t_6, __pyx_mstate_global->__pyx_n_u_pyx_unpickle__Twin); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 14, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_6);
+    __Pyx_GetModuleGlobalName(__pyx_t_7, __pyx_mstate_global->__pyx_n_u_pyx_unpickle__Twin); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 14, __pyx_L1_error)
+    __Pyx_GOTREF(__pyx_t_7);
     __pyx_t_1 = PyTuple_New(3); if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 14, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
     __Pyx_INCREF(((PyObject *)Py_TYPE(((PyObject *)__pyx_v_self))));
     __Pyx_GIVEREF(((PyObject *)Py_TYPE(((PyObject *)__pyx_v_self))));
     if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 0, ((PyObject *)Py_TYPE(((PyObject *)__pyx_v_self)))) != (0)) __PYX_ERR(1, 14, __pyx_L1_error);
-    __Pyx_INCREF(__pyx_mstate_global->__pyx_int_197686530);
-    __Pyx_GIVEREF(__pyx_mstate_global->__pyx_int_197686530);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 1, __pyx_mstate_global->__pyx_int_197686530) != (0)) __PYX_ERR(1, 14, __pyx_L1_error);
+    __Pyx_INCREF(__pyx_mstate_global->__pyx_int_182961434);
+    __Pyx_GIVEREF(__pyx_mstate_global->__pyx_int_182961434);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 1, __pyx_mstate_global->__pyx_int_182961434) != (0)) __PYX_ERR(1, 14, __pyx_L1_error);
     __Pyx_INCREF(Py_None);
     __Pyx_GIVEREF(Py_None);
     if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 2, Py_None) != (0)) __PYX_ERR(1, 14, __pyx_L1_error);
-    __pyx_t_5 = PyTuple_New(3); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 14, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_5);
-    __Pyx_GIVEREF(__pyx_t_6);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_5, 0, __pyx_t_6) != (0)) __PYX_ERR(1, 14, __pyx_L1_error);
-    __Pyx_GIVEREF(__pyx_t_1);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_5, 1, __pyx_t_1) != (0)) __PYX_ERR(1, 14, __pyx_L1_error);
-    __Pyx_INCREF(__pyx_v_state);
-    __Pyx_GIVEREF(__pyx_v_state);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_5, 2, __pyx_v_state) != (0)) __PYX_ERR(1, 14, __pyx_L1_error);
-    __pyx_t_6 = 0;
-    __pyx_t_1 = 0;
-    {
-      PyObject *__pyx_temp;
-      {
-        __pyx_temp = __pyx_r;
-        __pyx_r = __pyx_t_5;
-      }
-      __Pyx_XDECREF(__pyx_temp);
-    }
-    __pyx_t_5 = 0;
-    goto __pyx_L0;
-
-    /* "(tree fragment)":13
- *     else:
- *         use_setstate = False
- *     if use_setstate:             # <<<<<<<<<<<<<<
- *         return __pyx_unpickle__Twin, (type(self), 0xbc87502, None), state
- *     else:
-*/
-  }
-
-  /* "(tree fragment)":16
- *         return __pyx_unpickle__Twin, (type(self), 0xbc87502, None), state
- *     else:
- *         return __pyx_unpickle__Twin, (type(self), 0xbc87502, state)             # <<<<<<<<<<<<<<
- * def __setstate_cython__(self, __pyx_state):
- *     __pyx_unpickle__Twin__set_state(self, __pyx_state)
-*/
-  /*else*/ {
-    __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_pyx_unpickle__Twin); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 16, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_5);
-    __pyx_t_1 = PyTuple_New(3); if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 16, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_1);
-    __Pyx_INCREF(((PyObject *)Py_TYPE(((PyObject *)__pyx_v_self))));
-    __Pyx_GIVEREF(((PyObject *)Py_TYPE(((PyObject *)__pyx_v_self))));
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 0, ((PyObject *)Py_TYPE(((PyObject *)__pyx_v_self)))) != (0)) __PYX_ERR(1, 16, __pyx_L1_error);
-    __Pyx_INCREF(__pyx_mstate_global->__pyx_int_197686530);
-    __Pyx_GIVEREF(__pyx_mstate_global->__pyx_int_197686530);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 1, __pyx_mstate_global->__pyx_int_197686530) != (0)) __PYX_ERR(1, 16, __pyx_L1_error);
-    __Pyx_INCREF(__pyx_v_state);
-    __Pyx_GIVEREF(__pyx_v_state);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 2, __pyx_v_state) != (0)) __PYX_ERR(1, 16, __pyx_L1_error);
-    __pyx_t_6 = PyTuple_New(2); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 16, __pyx_L1_error)
+    __pyx_t_6 = PyTuple_New(3); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 14, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
-    __Pyx_GIVEREF(__pyx_t_5);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 0, __pyx_t_5) != (0)) __PYX_ERR(1, 16, __pyx_L1_error);
+    __Pyx_GIVEREF(__pyx_t_7);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 0, __pyx_t_7) != (0)) __PYX_ERR(1, 14, __pyx_L1_error);
     __Pyx_GIVEREF(__pyx_t_1);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 1, __pyx_t_1) != (0)) __PYX_ERR(1, 16, __pyx_L1_error);
-    __pyx_t_5 = 0;
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 1, __pyx_t_1) != (0)) __PYX_ERR(1, 14, __pyx_L1_error);
+    __Pyx_INCREF(__pyx_v_state);
+    __Pyx_GIVEREF(__pyx_v_state);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 2, __pyx_v_state) != (0)) __PYX_ERR(1, 14, __pyx_L1_error);
+    __pyx_t_7 = 0;
     __pyx_t_1 = 0;
     {
       PyObject *__pyx_temp;
@@ -20206,6 +20165,55 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
       __Pyx_XDECREF(__pyx_temp);
     }
     __pyx_t_6 = 0;
+    goto __pyx_L0;
+
+    /* "(tree fragment)":13
+ *     else:
+ *         use_setstate = False
+ *     if use_setstate:             # <<<<<<<<<<<<<<
+ *         return __pyx_unpickle__Twin, (type(self), 0xae7c51a, None), state
+ *     else:
+*/
+  }
+
+  /* "(tree fragment)":16
+ *         return __pyx_unpickle__Twin, (type(self), 0xae7c51a, None), state
+ *     else:
+ *         return __pyx_unpickle__Twin, (type(self), 0xae7c51a, state)             # <<<<<<<<<<<<<<
+ * def __setstate_cython__(self, __pyx_state):
+ *     __pyx_unpickle__Twin__set_state(self, __pyx_state)
+*/
+  /*else*/ {
+    __Pyx_GetModuleGlobalName(__pyx_t_6, __pyx_mstate_global->__pyx_n_u_pyx_unpickle__Twin); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 16, __pyx_L1_error)
+    __Pyx_GOTREF(__pyx_t_6);
+    __pyx_t_1 = PyTuple_New(3); if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 16, __pyx_L1_error)
+    __Pyx_GOTREF(__pyx_t_1);
+    __Pyx_INCREF(((PyObject *)Py_TYPE(((PyObject *)__pyx_v_self))));
+    __Pyx_GIVEREF(((PyObject *)Py_TYPE(((PyObject *)__pyx_v_self))));
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 0, ((PyObject *)Py_TYPE(((PyObject *)__pyx_v_self)))) != (0)) __PYX_ERR(1, 16, __pyx_L1_error);
+    __Pyx_INCREF(__pyx_mstate_global->__pyx_int_182961434);
+    __Pyx_GIVEREF(__pyx_mstate_global->__pyx_int_182961434);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 1, __pyx_mstate_global->__pyx_int_182961434) != (0)) __PYX_ERR(1, 16, __pyx_L1_error);
+    __Pyx_INCREF(__pyx_v_state);
+    __Pyx_GIVEREF(__pyx_v_state);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 2, __pyx_v_state) != (0)) __PYX_ERR(1, 16, __pyx_L1_error);
+    __pyx_t_7 = PyTuple_New(2); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 16, __pyx_L1_error)
+    __Pyx_GOTREF(__pyx_t_7);
+    __Pyx_GIVEREF(__pyx_t_6);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, __pyx_t_6) != (0)) __PYX_ERR(1, 16, __pyx_L1_error);
+    __Pyx_GIVEREF(__pyx_t_1);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_1) != (0)) __PYX_ERR(1, 16, __pyx_L1_error);
+    __pyx_t_6 = 0;
+    __pyx_t_1 = 0;
+    {
+      PyObject *__pyx_temp;
+      {
+        __pyx_temp = __pyx_r;
+        __pyx_r = __pyx_t_7;
+      }
+      __Pyx_XDECREF(__pyx_temp);
+    }
+    __pyx_t_7 = 0;
     goto __pyx_L0;
   }
 
@@ -20223,6 +20231,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
   __Pyx_XDECREF(__pyx_t_4);
   __Pyx_XDECREF(__pyx_t_5);
   __Pyx_XDECREF(__pyx_t_6);
+  __Pyx_XDECREF(__pyx_t_7);
   __Pyx_AddTraceback("daxfs.daemon.twins._Twin.__reduce_cython__", __pyx_clineno, __pyx_lineno, __pyx_filename);
   __pyx_r = NULL;
   __pyx_L0:;
@@ -20236,7 +20245,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_2__reduce_cython__(struct
 
 /* "(tree fragment)":17
  *     else:
- *         return __pyx_unpickle__Twin, (type(self), 0xbc87502, state)
+ *         return __pyx_unpickle__Twin, (type(self), 0xae7c51a, state)
  * def __setstate_cython__(self, __pyx_state):             # <<<<<<<<<<<<<<
  *     __pyx_unpickle__Twin__set_state(self, __pyx_state)
 */
@@ -20336,7 +20345,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_4__setstate_cython__(stru
   __Pyx_RefNannySetupContext("__setstate_cython__", 0);
 
   /* "(tree fragment)":18
- *         return __pyx_unpickle__Twin, (type(self), 0xbc87502, state)
+ *         return __pyx_unpickle__Twin, (type(self), 0xae7c51a, state)
  * def __setstate_cython__(self, __pyx_state):
  *     __pyx_unpickle__Twin__set_state(self, __pyx_state)             # <<<<<<<<<<<<<<
 */
@@ -20354,7 +20363,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_4__setstate_cython__(stru
 
   /* "(tree fragment)":17
  *     else:
- *         return __pyx_unpickle__Twin, (type(self), 0xbc87502, state)
+ *         return __pyx_unpickle__Twin, (type(self), 0xae7c51a, state)
  * def __setstate_cython__(self, __pyx_state):             # <<<<<<<<<<<<<<
  *     __pyx_unpickle__Twin__set_state(self, __pyx_state)
 */
@@ -20373,7 +20382,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5_Twin_4__setstate_cython__(stru
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":115
+/* "daxfs/daemon/twins.pyx":118
  * 
  * 
  * cdef inline size_t _differing(const uint8_t *one, const uint8_t *other, size_t at, size_t end) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -20387,7 +20396,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__differing(uint8_t con
   int __pyx_t_2;
 
 
-  /* "daxfs/daemon/twins.pyx":117
+  /* "daxfs/daemon/twins.pyx":120
  * cdef inline size_t _differing(const uint8_t *one, const uint8_t *other, size_t at, size_t end) noexcept nogil:
  *     """The first place from `at` on where they differ, or `end`."""
  *     while at + 8 <= end and memcmp(one + at, other + at, 8) == 0:             # <<<<<<<<<<<<<<
@@ -20414,7 +20423,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__differing(uint8_t con
 
     if (!__pyx_t_1) break;
 
-    /* "daxfs/daemon/twins.pyx":118
+    /* "daxfs/daemon/twins.pyx":121
  *     """The first place from `at` on where they differ, or `end`."""
  *     while at + 8 <= end and memcmp(one + at, other + at, 8) == 0:
  *         at += 8             # <<<<<<<<<<<<<<
@@ -20424,7 +20433,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__differing(uint8_t con
     __pyx_v_at = (__pyx_v_at + 8);
   }
 
-  /* "daxfs/daemon/twins.pyx":119
+  /* "daxfs/daemon/twins.pyx":122
  *     while at + 8 <= end and memcmp(one + at, other + at, 8) == 0:
  *         at += 8
  *     while at < end and one[at] == other[at]:             # <<<<<<<<<<<<<<
@@ -20451,7 +20460,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__differing(uint8_t con
 
     if (!__pyx_t_1) break;
 
-    /* "daxfs/daemon/twins.pyx":120
+    /* "daxfs/daemon/twins.pyx":123
  *         at += 8
  *     while at < end and one[at] == other[at]:
  *         at += 1             # <<<<<<<<<<<<<<
@@ -20461,7 +20470,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__differing(uint8_t con
     __pyx_v_at = (__pyx_v_at + 1);
   }
 
-  /* "daxfs/daemon/twins.pyx":121
+  /* "daxfs/daemon/twins.pyx":124
  *     while at < end and one[at] == other[at]:
  *         at += 1
  *     return at             # <<<<<<<<<<<<<<
@@ -20474,7 +20483,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__differing(uint8_t con
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":115
+  /* "daxfs/daemon/twins.pyx":118
  * 
  * 
  * cdef inline size_t _differing(const uint8_t *one, const uint8_t *other, size_t at, size_t end) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -20488,7 +20497,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__differing(uint8_t con
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":124
+/* "daxfs/daemon/twins.pyx":127
  * 
  * 
  * cdef inline size_t _same(const uint8_t *one, const uint8_t *other, size_t at, size_t end) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -20502,7 +20511,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__same(uint8_t const *_
   int __pyx_t_2;
 
 
-  /* "daxfs/daemon/twins.pyx":125
+  /* "daxfs/daemon/twins.pyx":128
  * 
  * cdef inline size_t _same(const uint8_t *one, const uint8_t *other, size_t at, size_t end) noexcept nogil:
  *     while at < end and one[at] != other[at]:             # <<<<<<<<<<<<<<
@@ -20529,7 +20538,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__same(uint8_t const *_
 
     if (!__pyx_t_1) break;
 
-    /* "daxfs/daemon/twins.pyx":126
+    /* "daxfs/daemon/twins.pyx":129
  * cdef inline size_t _same(const uint8_t *one, const uint8_t *other, size_t at, size_t end) noexcept nogil:
  *     while at < end and one[at] != other[at]:
  *         at += 1             # <<<<<<<<<<<<<<
@@ -20539,7 +20548,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__same(uint8_t const *_
     __pyx_v_at = (__pyx_v_at + 1);
   }
 
-  /* "daxfs/daemon/twins.pyx":127
+  /* "daxfs/daemon/twins.pyx":130
  *     while at < end and one[at] != other[at]:
  *         at += 1
  *     return at             # <<<<<<<<<<<<<<
@@ -20552,7 +20561,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__same(uint8_t const *_
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":124
+  /* "daxfs/daemon/twins.pyx":127
  * 
  * 
  * cdef inline size_t _same(const uint8_t *one, const uint8_t *other, size_t at, size_t end) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -20566,7 +20575,7 @@ static CYTHON_INLINE size_t __pyx_f_5daxfs_6daemon_5twins__same(uint8_t const *_
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":130
+/* "daxfs/daemon/twins.pyx":133
  * 
  * 
  * cdef void _store_differing(uint8_t *block, const uint8_t *page, const uint8_t *twin, size_t n) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -20579,7 +20588,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__store_differing(uint8_t *__pyx_v_bloc
   size_t __pyx_v_end;
   int __pyx_t_1;
 
-  /* "daxfs/daemon/twins.pyx":131
+  /* "daxfs/daemon/twins.pyx":134
  * 
  * cdef void _store_differing(uint8_t *block, const uint8_t *page, const uint8_t *twin, size_t n) noexcept nogil:
  *     cdef size_t at = _differing(page, twin, 0, n), end             # <<<<<<<<<<<<<<
@@ -20588,7 +20597,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__store_differing(uint8_t *__pyx_v_bloc
 */
   __pyx_v_at = __pyx_f_5daxfs_6daemon_5twins__differing(__pyx_v_page, __pyx_v_twin, 0, __pyx_v_n);
 
-  /* "daxfs/daemon/twins.pyx":132
+  /* "daxfs/daemon/twins.pyx":135
  * cdef void _store_differing(uint8_t *block, const uint8_t *page, const uint8_t *twin, size_t n) noexcept nogil:
  *     cdef size_t at = _differing(page, twin, 0, n), end
  *     while at < n:             # <<<<<<<<<<<<<<
@@ -20601,7 +20610,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__store_differing(uint8_t *__pyx_v_bloc
 
     if (!__pyx_t_1) break;
 
-    /* "daxfs/daemon/twins.pyx":133
+    /* "daxfs/daemon/twins.pyx":136
  *     cdef size_t at = _differing(page, twin, 0, n), end
  *     while at < n:
  *         end = _same(page, twin, at, n)             # <<<<<<<<<<<<<<
@@ -20610,7 +20619,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__store_differing(uint8_t *__pyx_v_bloc
 */
     __pyx_v_end = __pyx_f_5daxfs_6daemon_5twins__same(__pyx_v_page, __pyx_v_twin, __pyx_v_at, __pyx_v_n);
 
-    /* "daxfs/daemon/twins.pyx":134
+    /* "daxfs/daemon/twins.pyx":137
  *     while at < n:
  *         end = _same(page, twin, at, n)
  *         store(block + at, page + at, end - at)             # <<<<<<<<<<<<<<
@@ -20619,7 +20628,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__store_differing(uint8_t *__pyx_v_bloc
 */
     __pyx_f_5daxfs_6daemon_7session_store((__pyx_v_block + __pyx_v_at), (__pyx_v_page + __pyx_v_at), (__pyx_v_end - __pyx_v_at));
 
-    /* "daxfs/daemon/twins.pyx":135
+    /* "daxfs/daemon/twins.pyx":138
  *         end = _same(page, twin, at, n)
  *         store(block + at, page + at, end - at)
  *         at = _differing(page, twin, end, n)             # <<<<<<<<<<<<<<
@@ -20629,7 +20638,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__store_differing(uint8_t *__pyx_v_bloc
     __pyx_v_at = __pyx_f_5daxfs_6daemon_5twins__differing(__pyx_v_page, __pyx_v_twin, __pyx_v_end, __pyx_v_n);
   }
 
-  /* "daxfs/daemon/twins.pyx":130
+  /* "daxfs/daemon/twins.pyx":133
  * 
  * 
  * cdef void _store_differing(uint8_t *block, const uint8_t *page, const uint8_t *twin, size_t n) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -20642,7 +20651,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__store_differing(uint8_t *__pyx_v_bloc
 
 }
 
-/* "daxfs/daemon/twins.pyx":138
+/* "daxfs/daemon/twins.pyx":141
  * 
  * 
  * cdef void _copy_out(const dx_map *m, uint64_t at, uint8_t *to, uint64_t length) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -20663,7 +20672,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
   int __pyx_t_2;
   int __pyx_t_3;
 
-  /* "daxfs/daemon/twins.pyx":140
+  /* "daxfs/daemon/twins.pyx":143
  * cdef void _copy_out(const dx_map *m, uint64_t at, uint8_t *to, uint64_t length) noexcept nogil:
  *     """Bytes of the file as the blocks have them, zeros where there are none. `to` is zeros."""
  *     cdef uint32_t li = 0, i = 0, shift = m.block_shift             # <<<<<<<<<<<<<<
@@ -20676,7 +20685,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 
   __pyx_v_shift = __pyx_t_1;
 
-  /* "daxfs/daemon/twins.pyx":141
+  /* "daxfs/daemon/twins.pyx":144
  *     """Bytes of the file as the blocks have them, zeros where there are none. `to` is zeros."""
  *     cdef uint32_t li = 0, i = 0, shift = m.block_shift
  *     cdef uint64_t first = at, end = at + length, start, stop             # <<<<<<<<<<<<<<
@@ -20686,7 +20695,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
   __pyx_v_first = __pyx_v_at;
   __pyx_v_end = (__pyx_v_at + __pyx_v_length);
 
-  /* "daxfs/daemon/twins.pyx":142
+  /* "daxfs/daemon/twins.pyx":145
  *     cdef uint32_t li = 0, i = 0, shift = m.block_shift
  *     cdef uint64_t first = at, end = at + length, start, stop
  *     cdef const dx_extent *e = dx_find(m, at >> shift, &li, &i)             # <<<<<<<<<<<<<<
@@ -20695,7 +20704,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 */
   __pyx_v_e = dx_find(__pyx_v_m, (__pyx_v_at >> __pyx_v_shift), (&__pyx_v_li), (&__pyx_v_i));
 
-  /* "daxfs/daemon/twins.pyx":143
+  /* "daxfs/daemon/twins.pyx":146
  *     cdef uint64_t first = at, end = at + length, start, stop
  *     cdef const dx_extent *e = dx_find(m, at >> shift, &li, &i)
  *     while e != NULL and (e.logical << shift) < end:             # <<<<<<<<<<<<<<
@@ -20722,7 +20731,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 
     if (!__pyx_t_2) break;
 
-    /* "daxfs/daemon/twins.pyx":144
+    /* "daxfs/daemon/twins.pyx":147
  *     cdef const dx_extent *e = dx_find(m, at >> shift, &li, &i)
  *     while e != NULL and (e.logical << shift) < end:
  *         start = e.logical << shift             # <<<<<<<<<<<<<<
@@ -20731,7 +20740,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 */
     __pyx_v_start = (__pyx_v_e->logical << __pyx_v_shift);
 
-    /* "daxfs/daemon/twins.pyx":145
+    /* "daxfs/daemon/twins.pyx":148
  *     while e != NULL and (e.logical << shift) < end:
  *         start = e.logical << shift
  *         stop = (e.logical + e.count) << shift             # <<<<<<<<<<<<<<
@@ -20740,7 +20749,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 */
     __pyx_v_stop = ((__pyx_v_e->logical + __pyx_v_e->count) << __pyx_v_shift);
 
-    /* "daxfs/daemon/twins.pyx":146
+    /* "daxfs/daemon/twins.pyx":149
  *         start = e.logical << shift
  *         stop = (e.logical + e.count) << shift
  *         if start < at:             # <<<<<<<<<<<<<<
@@ -20752,7 +20761,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
     if (__pyx_t_2) {
 
 
-      /* "daxfs/daemon/twins.pyx":147
+      /* "daxfs/daemon/twins.pyx":150
  *         stop = (e.logical + e.count) << shift
  *         if start < at:
  *             start = at             # <<<<<<<<<<<<<<
@@ -20761,7 +20770,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 */
       __pyx_v_start = __pyx_v_at;
 
-      /* "daxfs/daemon/twins.pyx":146
+      /* "daxfs/daemon/twins.pyx":149
  *         start = e.logical << shift
  *         stop = (e.logical + e.count) << shift
  *         if start < at:             # <<<<<<<<<<<<<<
@@ -20770,7 +20779,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":148
+    /* "daxfs/daemon/twins.pyx":151
  *         if start < at:
  *             start = at
  *         if stop > end:             # <<<<<<<<<<<<<<
@@ -20782,7 +20791,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
     if (__pyx_t_2) {
 
 
-      /* "daxfs/daemon/twins.pyx":149
+      /* "daxfs/daemon/twins.pyx":152
  *             start = at
  *         if stop > end:
  *             stop = end             # <<<<<<<<<<<<<<
@@ -20791,7 +20800,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 */
       __pyx_v_stop = __pyx_v_end;
 
-      /* "daxfs/daemon/twins.pyx":148
+      /* "daxfs/daemon/twins.pyx":151
  *         if start < at:
  *             start = at
  *         if stop > end:             # <<<<<<<<<<<<<<
@@ -20800,7 +20809,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":150
+    /* "daxfs/daemon/twins.pyx":153
  *         if stop > end:
  *             stop = end
  *         if not e.flags & DX_UNWRITTEN and start < stop:             # <<<<<<<<<<<<<<
@@ -20826,7 +20835,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
     if (__pyx_t_2) {
 
 
-      /* "daxfs/daemon/twins.pyx":151
+      /* "daxfs/daemon/twins.pyx":154
  *             stop = end
  *         if not e.flags & DX_UNWRITTEN and start < stop:
  *             memcpy(to + (start - first), m.base + (e.physical << shift) + (start - (e.logical << shift)), stop - start)             # <<<<<<<<<<<<<<
@@ -20835,7 +20844,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 */
       (void)(memcpy((__pyx_v_to + (__pyx_v_start - __pyx_v_first)), ((__pyx_v_m->base + (__pyx_v_e->physical << __pyx_v_shift)) + (__pyx_v_start - (__pyx_v_e->logical << __pyx_v_shift))), (__pyx_v_stop - __pyx_v_start)));
 
-      /* "daxfs/daemon/twins.pyx":150
+      /* "daxfs/daemon/twins.pyx":153
  *         if stop > end:
  *             stop = end
  *         if not e.flags & DX_UNWRITTEN and start < stop:             # <<<<<<<<<<<<<<
@@ -20844,7 +20853,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":152
+    /* "daxfs/daemon/twins.pyx":155
  *         if not e.flags & DX_UNWRITTEN and start < stop:
  *             memcpy(to + (start - first), m.base + (e.physical << shift) + (start - (e.logical << shift)), stop - start)
  *         e = dx_next(m, &li, &i)             # <<<<<<<<<<<<<<
@@ -20854,7 +20863,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
     __pyx_v_e = dx_next(__pyx_v_m, (&__pyx_v_li), (&__pyx_v_i));
   }
 
-  /* "daxfs/daemon/twins.pyx":138
+  /* "daxfs/daemon/twins.pyx":141
  * 
  * 
  * cdef void _copy_out(const dx_map *m, uint64_t at, uint8_t *to, uint64_t length) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -20873,7 +20882,7 @@ static void __pyx_f_5daxfs_6daemon_5twins__copy_out(dx_map const *__pyx_v_m, uin
 
 }
 
-/* "daxfs/daemon/twins.pyx":155
+/* "daxfs/daemon/twins.pyx":158
  * 
  * 
  * cdef uint8_t *_block_at(const dx_map *m, uint64_t at) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -20889,7 +20898,7 @@ static uint8_t *__pyx_f_5daxfs_6daemon_5twins__block_at(dx_map const *__pyx_v_m,
   int __pyx_t_2;
   int __pyx_t_3;
 
-  /* "daxfs/daemon/twins.pyx":157
+  /* "daxfs/daemon/twins.pyx":160
  * cdef uint8_t *_block_at(const dx_map *m, uint64_t at) noexcept nogil:
  *     """Where the byte `at` of the file is on the medium; NULL: nowhere, or it reads zero."""
  *     cdef uint32_t shift = m.block_shift             # <<<<<<<<<<<<<<
@@ -20900,7 +20909,7 @@ static uint8_t *__pyx_f_5daxfs_6daemon_5twins__block_at(dx_map const *__pyx_v_m,
 
   __pyx_v_shift = __pyx_t_1;
 
-  /* "daxfs/daemon/twins.pyx":158
+  /* "daxfs/daemon/twins.pyx":161
  *     """Where the byte `at` of the file is on the medium; NULL: nowhere, or it reads zero."""
  *     cdef uint32_t shift = m.block_shift
  *     cdef const dx_extent *e = dx_find(m, at >> shift, NULL, NULL)             # <<<<<<<<<<<<<<
@@ -20909,7 +20918,7 @@ static uint8_t *__pyx_f_5daxfs_6daemon_5twins__block_at(dx_map const *__pyx_v_m,
 */
   __pyx_v_e = dx_find(__pyx_v_m, (__pyx_v_at >> __pyx_v_shift), NULL, NULL);
 
-  /* "daxfs/daemon/twins.pyx":159
+  /* "daxfs/daemon/twins.pyx":162
  *     cdef uint32_t shift = m.block_shift
  *     cdef const dx_extent *e = dx_find(m, at >> shift, NULL, NULL)
  *     if e == NULL or e.logical > at >> shift or e.flags & DX_UNWRITTEN:             # <<<<<<<<<<<<<<
@@ -20945,7 +20954,7 @@ static uint8_t *__pyx_f_5daxfs_6daemon_5twins__block_at(dx_map const *__pyx_v_m,
   if (__pyx_t_2) {
 
 
-    /* "daxfs/daemon/twins.pyx":160
+    /* "daxfs/daemon/twins.pyx":163
  *     cdef const dx_extent *e = dx_find(m, at >> shift, NULL, NULL)
  *     if e == NULL or e.logical > at >> shift or e.flags & DX_UNWRITTEN:
  *         return NULL             # <<<<<<<<<<<<<<
@@ -20958,7 +20967,7 @@ static uint8_t *__pyx_f_5daxfs_6daemon_5twins__block_at(dx_map const *__pyx_v_m,
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":159
+    /* "daxfs/daemon/twins.pyx":162
  *     cdef uint32_t shift = m.block_shift
  *     cdef const dx_extent *e = dx_find(m, at >> shift, NULL, NULL)
  *     if e == NULL or e.logical > at >> shift or e.flags & DX_UNWRITTEN:             # <<<<<<<<<<<<<<
@@ -20967,7 +20976,7 @@ static uint8_t *__pyx_f_5daxfs_6daemon_5twins__block_at(dx_map const *__pyx_v_m,
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":161
+  /* "daxfs/daemon/twins.pyx":164
  *     if e == NULL or e.logical > at >> shift or e.flags & DX_UNWRITTEN:
  *         return NULL
  *     return m.base + (e.physical << shift) + (at - (e.logical << shift))             # <<<<<<<<<<<<<<
@@ -20980,7 +20989,7 @@ static uint8_t *__pyx_f_5daxfs_6daemon_5twins__block_at(dx_map const *__pyx_v_m,
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":155
+  /* "daxfs/daemon/twins.pyx":158
  * 
  * 
  * cdef uint8_t *_block_at(const dx_map *m, uint64_t at) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -20995,7 +21004,7 @@ static uint8_t *__pyx_f_5daxfs_6daemon_5twins__block_at(dx_map const *__pyx_v_m,
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":181
+/* "daxfs/daemon/twins.pyx":184
  *     cdef object _on_first  # called when there is a twin where there was none
  * 
  *     def __init__(self, inode, pins, Budget budget, on_first):             # <<<<<<<<<<<<<<
@@ -21044,44 +21053,44 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_inode,&__pyx_mstate_global->__pyx_n_u_pins,&__pyx_mstate_global->__pyx_n_u_budget,&__pyx_mstate_global->__pyx_n_u_on_first,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL_TPNEW(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 181, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 184, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 181, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 184, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 181, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 184, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 181, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 184, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 181, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 184, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(0, 181, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(0, 184, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 4; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 1, 4, 4, i); __PYX_ERR(0, 181, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 1, 4, 4, i); __PYX_ERR(0, 184, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 4)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 181, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 184, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 181, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 184, __pyx_L3_error)
       values[2] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 2);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 181, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 184, __pyx_L3_error)
       values[3] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 3);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 181, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 184, __pyx_L3_error)
     }
     __pyx_v_inode = values[0];
     __pyx_v_pins = values[1];
@@ -21090,7 +21099,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("__init__", 1, 4, 4, __pyx_nargs); __PYX_ERR(0, 181, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("__init__", 1, 4, 4, __pyx_nargs); __PYX_ERR(0, 184, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -21101,7 +21110,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return -1;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_budget), __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Budget, 1, "budget", 0))) __PYX_ERR(0, 181, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_budget), __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Budget, 1, "budget", 0))) __PYX_ERR(0, 184, __pyx_L1_error)
   __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages___init__(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_inode, __pyx_v_pins, __pyx_v_budget, __pyx_v_on_first);
 
   /* function exit code */
@@ -21134,7 +21143,7 @@ static int __pyx_pf_5daxfs_6daemon_5twins_5Pages___init__(struct __pyx_obj_5daxf
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__init__", 0);
 
-  /* "daxfs/daemon/twins.pyx":182
+  /* "daxfs/daemon/twins.pyx":185
  * 
  *     def __init__(self, inode, pins, Budget budget, on_first):
  *         self.inode = inode             # <<<<<<<<<<<<<<
@@ -21146,22 +21155,22 @@ static int __pyx_pf_5daxfs_6daemon_5twins_5Pages___init__(struct __pyx_obj_5daxf
   __Pyx_GOTREF(__pyx_v_self->inode);
   __Pyx_DECREF_SET(__pyx_v_self->inode, __pyx_v_inode);
 
-  /* "daxfs/daemon/twins.pyx":183
+  /* "daxfs/daemon/twins.pyx":186
  *     def __init__(self, inode, pins, Budget budget, on_first):
  *         self.inode = inode
  *         self.map = inode.map             # <<<<<<<<<<<<<<
  *         self._pins = pins
  *         self._budget = budget
 */
-  __pyx_t_1 = __Pyx_PyObject_GetAttrStr(__pyx_v_inode, __pyx_mstate_global->__pyx_n_u_map); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 183, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyObject_GetAttrStr(__pyx_v_inode, __pyx_mstate_global->__pyx_n_u_map); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 186, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  if (!(likely(((__pyx_t_1) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_1, __pyx_mstate_global->__pyx_ptype_5daxfs_4core_4runs_RunMap))))) __PYX_ERR(0, 183, __pyx_L1_error)
+  if (!(likely(((__pyx_t_1) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_1, __pyx_mstate_global->__pyx_ptype_5daxfs_4core_4runs_RunMap))))) __PYX_ERR(0, 186, __pyx_L1_error)
   __Pyx_GIVEREF(__pyx_t_1);
   __Pyx_GOTREF((PyObject *)__pyx_v_self->map);
   __Pyx_DECREF_SET(__pyx_v_self->map, ((struct __pyx_obj_5daxfs_4core_4runs_RunMap *)__pyx_t_1));
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":184
+  /* "daxfs/daemon/twins.pyx":187
  *         self.inode = inode
  *         self.map = inode.map
  *         self._pins = pins             # <<<<<<<<<<<<<<
@@ -21173,7 +21182,7 @@ static int __pyx_pf_5daxfs_6daemon_5twins_5Pages___init__(struct __pyx_obj_5daxf
   __Pyx_GOTREF(__pyx_v_self->_pins);
   __Pyx_DECREF_SET(__pyx_v_self->_pins, __pyx_v_pins);
 
-  /* "daxfs/daemon/twins.pyx":185
+  /* "daxfs/daemon/twins.pyx":188
  *         self.map = inode.map
  *         self._pins = pins
  *         self._budget = budget             # <<<<<<<<<<<<<<
@@ -21185,49 +21194,49 @@ static int __pyx_pf_5daxfs_6daemon_5twins_5Pages___init__(struct __pyx_obj_5daxf
   __Pyx_GOTREF((PyObject *)__pyx_v_self->_budget);
   __Pyx_DECREF_SET(__pyx_v_self->_budget, __pyx_v_budget);
 
-  /* "daxfs/daemon/twins.pyx":186
+  /* "daxfs/daemon/twins.pyx":189
  *         self._pins = pins
  *         self._budget = budget
  *         self._twins = {}             # <<<<<<<<<<<<<<
  *         self._claims = []
  *         self.dropping = []
 */
-  __pyx_t_1 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 186, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 189, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __Pyx_GIVEREF(__pyx_t_1);
   __Pyx_GOTREF(__pyx_v_self->_twins);
   __Pyx_DECREF_SET(__pyx_v_self->_twins, ((PyObject*)__pyx_t_1));
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":187
+  /* "daxfs/daemon/twins.pyx":190
  *         self._budget = budget
  *         self._twins = {}
  *         self._claims = []             # <<<<<<<<<<<<<<
  *         self.dropping = []
  *         self._on_first = on_first
 */
-  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 187, __pyx_L1_error)
+  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 190, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __Pyx_GIVEREF(__pyx_t_1);
   __Pyx_GOTREF(__pyx_v_self->_claims);
   __Pyx_DECREF_SET(__pyx_v_self->_claims, ((PyObject*)__pyx_t_1));
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":188
+  /* "daxfs/daemon/twins.pyx":191
  *         self._twins = {}
  *         self._claims = []
  *         self.dropping = []             # <<<<<<<<<<<<<<
  *         self._on_first = on_first
  *         self.p.careful = pins.has_file(inode.ino)
 */
-  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 188, __pyx_L1_error)
+  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 191, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __Pyx_GIVEREF(__pyx_t_1);
   __Pyx_GOTREF(__pyx_v_self->dropping);
   __Pyx_DECREF_SET(__pyx_v_self->dropping, ((PyObject*)__pyx_t_1));
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":189
+  /* "daxfs/daemon/twins.pyx":192
  *         self._claims = []
  *         self.dropping = []
  *         self._on_first = on_first             # <<<<<<<<<<<<<<
@@ -21239,7 +21248,7 @@ static int __pyx_pf_5daxfs_6daemon_5twins_5Pages___init__(struct __pyx_obj_5daxf
   __Pyx_GOTREF(__pyx_v_self->_on_first);
   __Pyx_DECREF_SET(__pyx_v_self->_on_first, __pyx_v_on_first);
 
-  /* "daxfs/daemon/twins.pyx":190
+  /* "daxfs/daemon/twins.pyx":193
  *         self.dropping = []
  *         self._on_first = on_first
  *         self.p.careful = pins.has_file(inode.ino)             # <<<<<<<<<<<<<<
@@ -21248,7 +21257,7 @@ static int __pyx_pf_5daxfs_6daemon_5twins_5Pages___init__(struct __pyx_obj_5daxf
 */
   __pyx_t_2 = __pyx_v_pins;
   __Pyx_INCREF(__pyx_t_2);
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 190, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 193, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __pyx_t_4 = 0;
   {
@@ -21256,14 +21265,14 @@ static int __pyx_pf_5daxfs_6daemon_5twins_5Pages___init__(struct __pyx_obj_5daxf
     __pyx_t_1 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_has_file, __pyx_callargs+__pyx_t_4, (2-__pyx_t_4) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_2); __pyx_t_2 = 0;
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 190, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 193, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
   }
-  __pyx_t_5 = __Pyx_PyLong_As_uint32_t(__pyx_t_1); if (unlikely((__pyx_t_5 == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 190, __pyx_L1_error)
+  __pyx_t_5 = __Pyx_PyLong_As_uint32_t(__pyx_t_1); if (unlikely((__pyx_t_5 == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 193, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_v_self->p.careful = __pyx_t_5;
 
-  /* "daxfs/daemon/twins.pyx":191
+  /* "daxfs/daemon/twins.pyx":194
  *         self._on_first = on_first
  *         self.p.careful = pins.has_file(inode.ino)
  *         self.map.m.pages = &self.p             # <<<<<<<<<<<<<<
@@ -21272,7 +21281,7 @@ static int __pyx_pf_5daxfs_6daemon_5twins_5Pages___init__(struct __pyx_obj_5daxf
 */
   __pyx_v_self->map->m.pages = (&__pyx_v_self->p);
 
-  /* "daxfs/daemon/twins.pyx":181
+  /* "daxfs/daemon/twins.pyx":184
  *     cdef object _on_first  # called when there is a twin where there was none
  * 
  *     def __init__(self, inode, pins, Budget budget, on_first):             # <<<<<<<<<<<<<<
@@ -21295,7 +21304,7 @@ static int __pyx_pf_5daxfs_6daemon_5twins_5Pages___init__(struct __pyx_obj_5daxf
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":193
+/* "daxfs/daemon/twins.pyx":196
  *         self.map.m.pages = &self.p
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -21319,7 +21328,7 @@ static void __pyx_pw_5daxfs_6daemon_5twins_5Pages_3__dealloc__(PyObject *__pyx_v
 static void __pyx_pf_5daxfs_6daemon_5twins_5Pages_2__dealloc__(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
   int __pyx_t_1;
 
-  /* "daxfs/daemon/twins.pyx":194
+  /* "daxfs/daemon/twins.pyx":197
  * 
  *     def __dealloc__(self):
  *         if self.map is not None:             # <<<<<<<<<<<<<<
@@ -21330,7 +21339,7 @@ static void __pyx_pf_5daxfs_6daemon_5twins_5Pages_2__dealloc__(struct __pyx_obj_
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":195
+    /* "daxfs/daemon/twins.pyx":198
  *     def __dealloc__(self):
  *         if self.map is not None:
  *             self.map.m.pages = NULL             # <<<<<<<<<<<<<<
@@ -21339,7 +21348,7 @@ static void __pyx_pf_5daxfs_6daemon_5twins_5Pages_2__dealloc__(struct __pyx_obj_
 */
     __pyx_v_self->map->m.pages = NULL;
 
-    /* "daxfs/daemon/twins.pyx":194
+    /* "daxfs/daemon/twins.pyx":197
  * 
  *     def __dealloc__(self):
  *         if self.map is not None:             # <<<<<<<<<<<<<<
@@ -21348,7 +21357,7 @@ static void __pyx_pf_5daxfs_6daemon_5twins_5Pages_2__dealloc__(struct __pyx_obj_
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":193
+  /* "daxfs/daemon/twins.pyx":196
  *         self.map.m.pages = &self.p
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -21360,7 +21369,7 @@ static void __pyx_pf_5daxfs_6daemon_5twins_5Pages_2__dealloc__(struct __pyx_obj_
 
 }
 
-/* "daxfs/daemon/twins.pyx":197
+/* "daxfs/daemon/twins.pyx":200
  *             self.map.m.pages = NULL
  * 
  *     def forget(self):             # <<<<<<<<<<<<<<
@@ -21423,14 +21432,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_4forget(struct __pyx_obj_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("forget", 0);
 
-  /* "daxfs/daemon/twins.pyx":199
+  /* "daxfs/daemon/twins.pyx":202
  *     def forget(self):
  *         """The kernel knows the file no more."""
  *         for page in list(self._twins):             # <<<<<<<<<<<<<<
  *             self._remove(page)
  *         self.map.m.pages = NULL
 */
-  __pyx_t_1 = PySequence_List(__pyx_v_self->_twins); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 199, __pyx_L1_error)
+  __pyx_t_1 = PySequence_List(__pyx_v_self->_twins); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 202, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_t_2 = __pyx_t_1; __Pyx_INCREF(__pyx_t_2);
   __pyx_t_3 = 0;
@@ -21439,28 +21448,28 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_4forget(struct __pyx_obj_
     {
       Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_2);
       #if !CYTHON_ASSUME_SAFE_SIZE
-      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 199, __pyx_L1_error)
+      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 202, __pyx_L1_error)
       #endif
       if (__pyx_t_3 >= __pyx_temp) break;
     }
     __pyx_t_1 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_2, __pyx_t_3, __Pyx_ReferenceSharing_OwnStrongReference);
     ++__pyx_t_3;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 199, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 202, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
     __Pyx_XDECREF_SET(__pyx_v_page, __pyx_t_1);
     __pyx_t_1 = 0;
 
-    /* "daxfs/daemon/twins.pyx":200
+    /* "daxfs/daemon/twins.pyx":203
  *         """The kernel knows the file no more."""
  *         for page in list(self._twins):
  *             self._remove(page)             # <<<<<<<<<<<<<<
  *         self.map.m.pages = NULL
  * 
 */
-    __pyx_t_4 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_remove(__pyx_v_self, __pyx_v_page); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(0, 200, __pyx_L1_error)
+    __pyx_t_4 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_remove(__pyx_v_self, __pyx_v_page); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(0, 203, __pyx_L1_error)
 
 
-    /* "daxfs/daemon/twins.pyx":199
+    /* "daxfs/daemon/twins.pyx":202
  *     def forget(self):
  *         """The kernel knows the file no more."""
  *         for page in list(self._twins):             # <<<<<<<<<<<<<<
@@ -21470,7 +21479,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_4forget(struct __pyx_obj_
   }
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "daxfs/daemon/twins.pyx":201
+  /* "daxfs/daemon/twins.pyx":204
  *         for page in list(self._twins):
  *             self._remove(page)
  *         self.map.m.pages = NULL             # <<<<<<<<<<<<<<
@@ -21479,7 +21488,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_4forget(struct __pyx_obj_
 */
   __pyx_v_self->map->m.pages = NULL;
 
-  /* "daxfs/daemon/twins.pyx":197
+  /* "daxfs/daemon/twins.pyx":200
  *             self.map.m.pages = NULL
  * 
  *     def forget(self):             # <<<<<<<<<<<<<<
@@ -21502,7 +21511,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_4forget(struct __pyx_obj_
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":203
+/* "daxfs/daemon/twins.pyx":206
  *         self.map.m.pages = NULL
  * 
  *     def __len__(self):             # <<<<<<<<<<<<<<
@@ -21539,7 +21548,7 @@ static Py_ssize_t __pyx_pf_5daxfs_6daemon_5twins_5Pages_6__len__(struct __pyx_ob
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__len__", 0);
 
-  /* "daxfs/daemon/twins.pyx":205
+  /* "daxfs/daemon/twins.pyx":208
  *     def __len__(self):
  *         """How many twins there are."""
  *         return len(self._twins)             # <<<<<<<<<<<<<<
@@ -21550,16 +21559,16 @@ static Py_ssize_t __pyx_pf_5daxfs_6daemon_5twins_5Pages_6__len__(struct __pyx_ob
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 205, __pyx_L1_error)
+    __PYX_ERR(0, 208, __pyx_L1_error)
   }
-  __pyx_t_2 = PyDict_Size(__pyx_t_1); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 205, __pyx_L1_error)
+  __pyx_t_2 = PyDict_Size(__pyx_t_1); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 208, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   {
     __pyx_r = __pyx_t_2;
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":203
+  /* "daxfs/daemon/twins.pyx":206
  *         self.map.m.pages = NULL
  * 
  *     def __len__(self):             # <<<<<<<<<<<<<<
@@ -21578,7 +21587,7 @@ static Py_ssize_t __pyx_pf_5daxfs_6daemon_5twins_5Pages_6__len__(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":207
+/* "daxfs/daemon/twins.pyx":210
  *         return len(self._twins)
  * 
  *     @property             # <<<<<<<<<<<<<<
@@ -21610,14 +21619,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_7careful___get__(struct _
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__get__", 0);
 
-  /* "daxfs/daemon/twins.pyx":210
+  /* "daxfs/daemon/twins.pyx":213
  *     def careful(self):
  *         """Whether pages are handed out with twins, if it takes any."""
  *         return bool(self.p.careful)             # <<<<<<<<<<<<<<
  * 
- *     @property
+ *     def be_careful(self):
 */
-  __pyx_t_1 = __Pyx_PyBool_FromLong((!(!(__pyx_v_self->p.careful != 0)))); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 210, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyBool_FromLong((!(!(__pyx_v_self->p.careful != 0)))); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 213, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   {
     PyObject *__pyx_temp;
@@ -21630,7 +21639,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_7careful___get__(struct _
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":207
+  /* "daxfs/daemon/twins.pyx":210
  *         return len(self._twins)
  * 
  *     @property             # <<<<<<<<<<<<<<
@@ -21649,190 +21658,37 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_7careful___get__(struct _
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":212
+/* "daxfs/daemon/twins.pyx":215
  *         return bool(self.p.careful)
  * 
- *     @property             # <<<<<<<<<<<<<<
- *     def claimed(self):
- *         """Whether a pin is on its way."""
+ *     def be_careful(self):             # <<<<<<<<<<<<<<
+ *         """Hand out pages with twins, if they take any: till there are neither pins nor claims nor twins."""
+ *         self.p.careful = 1
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_7claimed_1__get__(PyObject *__pyx_v_self); /*proto*/
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_7claimed_1__get__(PyObject *__pyx_v_self) {
-  CYTHON_UNUSED PyObject *const *__pyx_kwvalues;
-  PyObject *__pyx_r = 0;
-  __Pyx_RefNannyDeclarations
-  __Pyx_RefNannySetupContext("__get__ (wrapper)", 0);
-  __pyx_kwvalues = __Pyx_KwValues_VARARGS(__pyx_args, __pyx_nargs);
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_7claimed___get__(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
-
-  /* function exit code */
-  __Pyx_RefNannyFinishContext();
-  return __pyx_r;
-}
-
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_7claimed___get__(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
-  PyObject *__pyx_7genexpr__pyx_v_one = NULL;
-  PyObject *__pyx_r = NULL;
-  __Pyx_RefNannyDeclarations
-  PyObject *__pyx_t_1 = NULL;
-  PyObject *__pyx_t_2 = NULL;
-  Py_ssize_t __pyx_t_3;
-  PyObject *__pyx_t_4 = NULL;
-  PyObject *__pyx_t_5 = NULL;
-  int __pyx_t_6;
-  int __pyx_t_7;
-  int __pyx_lineno = 0;
-  const char *__pyx_filename = NULL;
-  int __pyx_clineno = 0;
-  __Pyx_RefNannySetupContext("__get__", 0);
-
-  /* "daxfs/daemon/twins.pyx":215
- *     def claimed(self):
- *         """Whether a pin is on its way."""
- *         self._claims = [one for one in self._claims if not one[0].answered]             # <<<<<<<<<<<<<<
- *         return bool(self._claims)
- * 
-*/
-  { /* enter inner scope */
-    __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 215, __pyx_L5_error)
-    __Pyx_GOTREF(__pyx_t_1);
-    if (unlikely(__pyx_v_self->_claims == Py_None)) {
-      PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 215, __pyx_L5_error)
-    }
-    __pyx_t_2 = __pyx_v_self->_claims; __Pyx_INCREF(__pyx_t_2);
-    __pyx_t_3 = 0;
-    for (;;) {
-      {
-        Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_2);
-        #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 215, __pyx_L5_error)
-        #endif
-        if (__pyx_t_3 >= __pyx_temp) break;
-      }
-      __pyx_t_4 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_2, __pyx_t_3, __Pyx_ReferenceSharing_OwnStrongReference);
-      ++__pyx_t_3;
-      if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 215, __pyx_L5_error)
-      __Pyx_GOTREF(__pyx_t_4);
-      __Pyx_XDECREF_SET(__pyx_7genexpr__pyx_v_one, __pyx_t_4);
-      __pyx_t_4 = 0;
-      __pyx_t_4 = __Pyx_GetItemInt(__pyx_7genexpr__pyx_v_one, 0, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 215, __pyx_L5_error)
-      __Pyx_GOTREF(__pyx_t_4);
-      __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_answered); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 215, __pyx_L5_error)
-      __Pyx_GOTREF(__pyx_t_5);
-      __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_t_5); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 215, __pyx_L5_error)
-      __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-      __pyx_t_7 = (!__pyx_t_6);
-
-
-      if (__pyx_t_7) {
-
-        if (unlikely(__Pyx_ListComp_Append(__pyx_t_1, __pyx_7genexpr__pyx_v_one))) __PYX_ERR(0, 215, __pyx_L5_error)
-      }
-    }
-    __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-    __Pyx_XDECREF(__pyx_7genexpr__pyx_v_one); __pyx_7genexpr__pyx_v_one = 0;
-    goto __pyx_L10_exit_scope;
-    __pyx_L5_error:;
-    __Pyx_XDECREF(__pyx_7genexpr__pyx_v_one); __pyx_7genexpr__pyx_v_one = 0;
-    goto __pyx_L1_error;
-    __pyx_L10_exit_scope:;
-  } /* exit inner scope */
-  __Pyx_GIVEREF(__pyx_t_1);
-  __Pyx_GOTREF(__pyx_v_self->_claims);
-  __Pyx_DECREF_SET(__pyx_v_self->_claims, ((PyObject*)__pyx_t_1));
-  __pyx_t_1 = 0;
-
-  /* "daxfs/daemon/twins.pyx":216
- *         """Whether a pin is on its way."""
- *         self._claims = [one for one in self._claims if not one[0].answered]
- *         return bool(self._claims)             # <<<<<<<<<<<<<<
- * 
- *     def watch(self, bint careful):
-*/
-  if (__pyx_v_self->_claims == Py_None) __pyx_t_7 = 0;
-  else
-  {
-    Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_v_self->_claims);
-    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 216, __pyx_L1_error)
-    __pyx_t_7 = (__pyx_temp != 0);
-  }
-
-  __pyx_t_1 = __Pyx_PyBool_FromLong((!(!__pyx_t_7))); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 216, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_1);
-
-  {
-    PyObject *__pyx_temp;
-    {
-      __pyx_temp = __pyx_r;
-      __pyx_r = __pyx_t_1;
-    }
-    __Pyx_XDECREF(__pyx_temp);
-  }
-  __pyx_t_1 = 0;
-  goto __pyx_L0;
-
-  /* "daxfs/daemon/twins.pyx":212
- *         return bool(self.p.careful)
- * 
- *     @property             # <<<<<<<<<<<<<<
- *     def claimed(self):
- *         """Whether a pin is on its way."""
-*/
-
-  /* function exit code */
-  __pyx_L1_error:;
-  __Pyx_XDECREF(__pyx_t_1);
-  __Pyx_XDECREF(__pyx_t_2);
-  __Pyx_XDECREF(__pyx_t_4);
-  __Pyx_XDECREF(__pyx_t_5);
-  __Pyx_AddTraceback("daxfs.daemon.twins.Pages.claimed.__get__", __pyx_clineno, __pyx_lineno, __pyx_filename);
-  __pyx_r = NULL;
-  __pyx_L0:;
-  __Pyx_XDECREF(__pyx_7genexpr__pyx_v_one);
-  __Pyx_XGIVEREF(__pyx_r);
-  __Pyx_RefNannyFinishContext();
-  return __pyx_r;
-}
-
-/* "daxfs/daemon/twins.pyx":218
- *         return bool(self._claims)
- * 
- *     def watch(self, bint careful):             # <<<<<<<<<<<<<<
- *         self.p.careful = careful
- * 
-*/
-
-/* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_9watch(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_9be_careful(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_9watch(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_8be_careful, "Hand out pages with twins, if they take any: till there are neither pins nor claims nor twins.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_9be_careful(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ) {
-  int __pyx_v_careful;
   #if !CYTHON_VECTORCALL
   CYTHON_UNUSED Py_ssize_t __pyx_nargs;
   #endif
   CYTHON_UNUSED PyObject *const *__pyx_kwvalues;
-  PyObject* values[1] = {0};
-  int __pyx_lineno = 0;
-  const char *__pyx_filename = NULL;
-  int __pyx_clineno = 0;
   PyObject *__pyx_r = 0;
   __Pyx_RefNannyDeclarations
-  __Pyx_RefNannySetupContext("watch (wrapper)", 0);
+  __Pyx_RefNannySetupContext("be_careful (wrapper)", 0);
   #if !CYTHON_VECTORCALL
   #if CYTHON_ASSUME_SAFE_SIZE
   __pyx_nargs = PyTuple_GET_SIZE(__pyx_args);
@@ -21841,76 +21697,37 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   #endif
   #endif
   __pyx_kwvalues = __Pyx_KwValues_FASTCALL(__pyx_args, __pyx_nargs);
-  {
-    PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_careful,0};
-    const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 218, __pyx_L3_error)
-    if (__pyx_kwds_len > 0) {
-      switch (__pyx_nargs) {
-        case  1:
-        values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 218, __pyx_L3_error)
-        CYTHON_FALLTHROUGH;
-        case  0: break;
-        default: goto __pyx_L5_argtuple_error;
-      }
-      const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "watch", 0) < (0)) __PYX_ERR(0, 218, __pyx_L3_error)
-      for (Py_ssize_t i = __pyx_nargs; i < 1; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("watch", 1, 1, 1, i); __PYX_ERR(0, 218, __pyx_L3_error) }
-      }
-    } else if (unlikely(__pyx_nargs != 1)) {
-      goto __pyx_L5_argtuple_error;
-    } else {
-      values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 218, __pyx_L3_error)
-    }
-    __pyx_v_careful = __Pyx_PyObject_IsTrue(values[0]); if (unlikely((__pyx_v_careful == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 218, __pyx_L3_error)
-  }
-  goto __pyx_L6_skip;
-  __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("watch", 1, 1, 1, __pyx_nargs); __PYX_ERR(0, 218, __pyx_L3_error)
-  __pyx_L6_skip:;
-  goto __pyx_L4_argument_unpacking_done;
-  __pyx_L3_error:;
-  for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
-    Py_XDECREF(values[__pyx_temp]);
-  }
-  __Pyx_AddTraceback("daxfs.daemon.twins.Pages.watch", __pyx_clineno, __pyx_lineno, __pyx_filename);
-  __Pyx_RefNannyFinishContext();
-  return NULL;
-  __pyx_L4_argument_unpacking_done:;
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_8watch(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_careful);
+  if (unlikely(__pyx_nargs > 0)) { __Pyx_RaiseArgtupleInvalid("be_careful", 1, 0, 0, __pyx_nargs); return NULL; }
+  const Py_ssize_t __pyx_kwds_len = unlikely(__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
+  if (unlikely(__pyx_kwds_len < 0)) return NULL;
+  if (unlikely(__pyx_kwds_len > 0)) {__Pyx_RejectKeywords("be_careful", __pyx_kwds); return NULL;}
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_8be_careful(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
 
   /* function exit code */
-  for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
-    Py_XDECREF(values[__pyx_temp]);
-  }
-
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_8watch(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, int __pyx_v_careful) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_8be_careful(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
-  __Pyx_RefNannySetupContext("watch", 0);
+  __Pyx_RefNannySetupContext("be_careful", 0);
 
-  /* "daxfs/daemon/twins.pyx":219
- * 
- *     def watch(self, bint careful):
- *         self.p.careful = careful             # <<<<<<<<<<<<<<
+  /* "daxfs/daemon/twins.pyx":217
+ *     def be_careful(self):
+ *         """Hand out pages with twins, if they take any: till there are neither pins nor claims nor twins."""
+ *         self.p.careful = 1             # <<<<<<<<<<<<<<
  * 
  *     def may_have(self, uint64_t first, uint64_t end):
 */
-  __pyx_v_self->p.careful = __pyx_v_careful;
+  __pyx_v_self->p.careful = 1;
 
-  /* "daxfs/daemon/twins.pyx":218
- *         return bool(self._claims)
+  /* "daxfs/daemon/twins.pyx":215
+ *         return bool(self.p.careful)
  * 
- *     def watch(self, bint careful):             # <<<<<<<<<<<<<<
- *         self.p.careful = careful
- * 
+ *     def be_careful(self):             # <<<<<<<<<<<<<<
+ *         """Hand out pages with twins, if they take any: till there are neither pins nor claims nor twins."""
+ *         self.p.careful = 1
 */
 
   /* function exit code */
@@ -21920,8 +21737,8 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_8watch(struct __pyx_obj_5
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":221
- *         self.p.careful = careful
+/* "daxfs/daemon/twins.pyx":219
+ *         self.p.careful = 1
  * 
  *     def may_have(self, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
  *         """Whether the kernel may have pages of the range that have no twin."""
@@ -21968,39 +21785,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_first,&__pyx_mstate_global->__pyx_n_u_end,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 221, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 219, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 221, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 219, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 221, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 219, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "may_have", 0) < (0)) __PYX_ERR(0, 221, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "may_have", 0) < (0)) __PYX_ERR(0, 219, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("may_have", 1, 2, 2, i); __PYX_ERR(0, 221, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("may_have", 1, 2, 2, i); __PYX_ERR(0, 219, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 221, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 219, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 221, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 219, __pyx_L3_error)
     }
-    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 221, __pyx_L3_error)
-    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 221, __pyx_L3_error)
+    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 219, __pyx_L3_error)
+    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 219, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("may_have", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 221, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("may_have", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 219, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -22024,9 +21841,9 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
 }
 
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end) {
-  PyObject *__pyx_8genexpr1__pyx_v_a = NULL;
-  PyObject *__pyx_8genexpr1__pyx_v_b = NULL;
-  PyObject *__pyx_8genexpr1__pyx_v_untwinned = NULL;
+  PyObject *__pyx_7genexpr__pyx_v_a = NULL;
+  PyObject *__pyx_7genexpr__pyx_v_b = NULL;
+  PyObject *__pyx_7genexpr__pyx_v_untwinned = NULL;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   int __pyx_t_1;
@@ -22047,7 +21864,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("may_have", 0);
 
-  /* "daxfs/daemon/twins.pyx":223
+  /* "daxfs/daemon/twins.pyx":221
  *     def may_have(self, uint64_t first, uint64_t end):
  *         """Whether the kernel may have pages of the range that have no twin."""
  *         if dx_pages_any(&self.p, first, end):             # <<<<<<<<<<<<<<
@@ -22059,7 +21876,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":224
+    /* "daxfs/daemon/twins.pyx":222
  *         """Whether the kernel may have pages of the range that have no twin."""
  *         if dx_pages_any(&self.p, first, end):
  *             return True             # <<<<<<<<<<<<<<
@@ -22077,7 +21894,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":223
+    /* "daxfs/daemon/twins.pyx":221
  *     def may_have(self, uint64_t first, uint64_t end):
  *         """Whether the kernel may have pages of the range that have no twin."""
  *         if dx_pages_any(&self.p, first, end):             # <<<<<<<<<<<<<<
@@ -22086,7 +21903,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":225
+  /* "daxfs/daemon/twins.pyx":223
  *         if dx_pages_any(&self.p, first, end):
  *             return True
  *         return any([a < end and first < b for a, b, untwinned in self.dropping if untwinned])             # <<<<<<<<<<<<<<
@@ -22095,11 +21912,11 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
 */
   __pyx_t_3 = NULL;
   { /* enter inner scope */
-    __pyx_t_4 = PyList_New(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 225, __pyx_L6_error)
+    __pyx_t_4 = PyList_New(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 223, __pyx_L6_error)
     __Pyx_GOTREF(__pyx_t_4);
     if (unlikely(__pyx_v_self->dropping == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 225, __pyx_L6_error)
+      __PYX_ERR(0, 223, __pyx_L6_error)
     }
     __pyx_t_5 = __pyx_v_self->dropping; __Pyx_INCREF(__pyx_t_5);
     __pyx_t_6 = 0;
@@ -22107,13 +21924,13 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_5);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 225, __pyx_L6_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 223, __pyx_L6_error)
         #endif
         if (__pyx_t_6 >= __pyx_temp) break;
       }
       __pyx_t_7 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_5, __pyx_t_6, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_6;
-      if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 225, __pyx_L6_error)
+      if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 223, __pyx_L6_error)
       __Pyx_GOTREF(__pyx_t_7);
       if ((likely(PyTuple_CheckExact(__pyx_t_7))) || (PyList_CheckExact(__pyx_t_7))) {
         PyObject* sequence = __pyx_t_7;
@@ -22121,7 +21938,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
         if (unlikely(size != 3)) {
           if (size > 3) __Pyx_RaiseTooManyValuesError(3);
           else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-          __PYX_ERR(0, 225, __pyx_L6_error)
+          __PYX_ERR(0, 223, __pyx_L6_error)
         }
         #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
         if (likely(PyTuple_CheckExact(sequence))) {
@@ -22133,27 +21950,27 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
           __Pyx_INCREF(__pyx_t_10);
         } else {
           __pyx_t_8 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 225, __pyx_L6_error)
+          if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 223, __pyx_L6_error)
           __Pyx_XGOTREF(__pyx_t_8);
           __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 225, __pyx_L6_error)
+          if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 223, __pyx_L6_error)
           __Pyx_XGOTREF(__pyx_t_9);
           __pyx_t_10 = __Pyx_PyList_GET_ITEM_REF(sequence, 2, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 225, __pyx_L6_error)
+          if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 223, __pyx_L6_error)
           __Pyx_XGOTREF(__pyx_t_10);
         }
         #else
-        __pyx_t_8 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 225, __pyx_L6_error)
+        __pyx_t_8 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 223, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_8);
-        __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 225, __pyx_L6_error)
+        __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 223, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_9);
-        __pyx_t_10 = __Pyx_PySequence_ITEM(sequence, 2); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 225, __pyx_L6_error)
+        __pyx_t_10 = __Pyx_PySequence_ITEM(sequence, 2); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 223, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_10);
         #endif
         __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
       } else {
         Py_ssize_t index = -1;
-        __pyx_t_11 = PyObject_GetIter(__pyx_t_7); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 225, __pyx_L6_error)
+        __pyx_t_11 = PyObject_GetIter(__pyx_t_7); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 223, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_11);
         __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
         __pyx_t_12 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_11);
@@ -22163,7 +21980,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
         __Pyx_GOTREF(__pyx_t_9);
         index = 2; __pyx_t_10 = __pyx_t_12(__pyx_t_11); if (unlikely(!__pyx_t_10)) goto __pyx_L9_unpacking_failed;
         __Pyx_GOTREF(__pyx_t_10);
-        if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_11), 3) < (0)) __PYX_ERR(0, 225, __pyx_L6_error)
+        if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_11), 3) < (0)) __PYX_ERR(0, 223, __pyx_L6_error)
         __pyx_t_12 = NULL;
         __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
         goto __pyx_L10_unpacking_done;
@@ -22171,23 +21988,23 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
         __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
         __pyx_t_12 = NULL;
         if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-        __PYX_ERR(0, 225, __pyx_L6_error)
+        __PYX_ERR(0, 223, __pyx_L6_error)
         __pyx_L10_unpacking_done:;
       }
-      __Pyx_XDECREF_SET(__pyx_8genexpr1__pyx_v_a, __pyx_t_8);
+      __Pyx_XDECREF_SET(__pyx_7genexpr__pyx_v_a, __pyx_t_8);
       __pyx_t_8 = 0;
-      __Pyx_XDECREF_SET(__pyx_8genexpr1__pyx_v_b, __pyx_t_9);
+      __Pyx_XDECREF_SET(__pyx_7genexpr__pyx_v_b, __pyx_t_9);
       __pyx_t_9 = 0;
-      __Pyx_XDECREF_SET(__pyx_8genexpr1__pyx_v_untwinned, __pyx_t_10);
+      __Pyx_XDECREF_SET(__pyx_7genexpr__pyx_v_untwinned, __pyx_t_10);
       __pyx_t_10 = 0;
-      __pyx_t_1 = __Pyx_PyObject_IsTrue(__pyx_8genexpr1__pyx_v_untwinned); if (unlikely((__pyx_t_1 < 0))) __PYX_ERR(0, 225, __pyx_L6_error)
+      __pyx_t_1 = __Pyx_PyObject_IsTrue(__pyx_7genexpr__pyx_v_untwinned); if (unlikely((__pyx_t_1 < 0))) __PYX_ERR(0, 223, __pyx_L6_error)
       if (__pyx_t_1) {
 
-        __pyx_t_10 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 225, __pyx_L6_error)
+        __pyx_t_10 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 223, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_10);
-        __pyx_t_9 = __Pyx_PyObject_CompareLt_object_int(__pyx_8genexpr1__pyx_v_a, __pyx_t_10, Py_LT); __Pyx_XGOTREF(__pyx_t_9); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 225, __pyx_L6_error)
+        __pyx_t_9 = __Pyx_PyObject_CompareLt_object_int(__pyx_7genexpr__pyx_v_a, __pyx_t_10, Py_LT); __Pyx_XGOTREF(__pyx_t_9); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 223, __pyx_L6_error)
         __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
-        __pyx_t_1 = __Pyx_PyObject_IsTrue(__pyx_t_9); if (unlikely((__pyx_t_1 < 0))) __PYX_ERR(0, 225, __pyx_L6_error)
+        __pyx_t_1 = __Pyx_PyObject_IsTrue(__pyx_t_9); if (unlikely((__pyx_t_1 < 0))) __PYX_ERR(0, 223, __pyx_L6_error)
         if (__pyx_t_1) {
           __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
         } else {
@@ -22196,28 +22013,28 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
           __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
           goto __pyx_L12_bool_binop_done;
         }
-        __pyx_t_9 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 225, __pyx_L6_error)
+        __pyx_t_9 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 223, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_9);
-        __pyx_t_10 = __Pyx_PyObject_CompareLt_int_object(__pyx_t_9, __pyx_8genexpr1__pyx_v_b, Py_LT); __Pyx_XGOTREF(__pyx_t_10); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 225, __pyx_L6_error)
+        __pyx_t_10 = __Pyx_PyObject_CompareLt_int_object(__pyx_t_9, __pyx_7genexpr__pyx_v_b, Py_LT); __Pyx_XGOTREF(__pyx_t_10); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 223, __pyx_L6_error)
         __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
         __Pyx_INCREF(__pyx_t_10);
         __pyx_t_7 = __pyx_t_10;
         __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
         __pyx_L12_bool_binop_done:;
         __Pyx_GIVEREF(__pyx_t_7);
-        if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_4, __pyx_t_7))) __PYX_ERR(0, 225, __pyx_L6_error)
+        if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_4, __pyx_t_7))) __PYX_ERR(0, 223, __pyx_L6_error)
         __pyx_t_7 = 0;
       }
     }
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_a); __pyx_8genexpr1__pyx_v_a = 0;
-    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_b); __pyx_8genexpr1__pyx_v_b = 0;
-    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_untwinned); __pyx_8genexpr1__pyx_v_untwinned = 0;
+    __Pyx_XDECREF(__pyx_7genexpr__pyx_v_a); __pyx_7genexpr__pyx_v_a = 0;
+    __Pyx_XDECREF(__pyx_7genexpr__pyx_v_b); __pyx_7genexpr__pyx_v_b = 0;
+    __Pyx_XDECREF(__pyx_7genexpr__pyx_v_untwinned); __pyx_7genexpr__pyx_v_untwinned = 0;
     goto __pyx_L15_exit_scope;
     __pyx_L6_error:;
-    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_a); __pyx_8genexpr1__pyx_v_a = 0;
-    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_b); __pyx_8genexpr1__pyx_v_b = 0;
-    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_untwinned); __pyx_8genexpr1__pyx_v_untwinned = 0;
+    __Pyx_XDECREF(__pyx_7genexpr__pyx_v_a); __pyx_7genexpr__pyx_v_a = 0;
+    __Pyx_XDECREF(__pyx_7genexpr__pyx_v_b); __pyx_7genexpr__pyx_v_b = 0;
+    __Pyx_XDECREF(__pyx_7genexpr__pyx_v_untwinned); __pyx_7genexpr__pyx_v_untwinned = 0;
     goto __pyx_L1_error;
     __pyx_L15_exit_scope:;
   } /* exit inner scope */
@@ -22227,7 +22044,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
     __pyx_t_2 = __Pyx_PyObject_FastCall((PyObject*)__pyx_builtin_any, __pyx_callargs+__pyx_t_13, (2-__pyx_t_13) | (__pyx_t_13*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_3); __pyx_t_3 = 0;
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 225, __pyx_L1_error)
+    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 223, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
   }
   {
@@ -22241,8 +22058,8 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
   __pyx_t_2 = 0;
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":221
- *         self.p.careful = careful
+  /* "daxfs/daemon/twins.pyx":219
+ *         self.p.careful = 1
  * 
  *     def may_have(self, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
  *         """Whether the kernel may have pages of the range that have no twin."""
@@ -22263,15 +22080,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_10may_have(struct __pyx_o
   __Pyx_AddTraceback("daxfs.daemon.twins.Pages.may_have", __pyx_clineno, __pyx_lineno, __pyx_filename);
   __pyx_r = NULL;
   __pyx_L0:;
-  __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_a);
-  __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_b);
-  __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_untwinned);
+  __Pyx_XDECREF(__pyx_7genexpr__pyx_v_a);
+  __Pyx_XDECREF(__pyx_7genexpr__pyx_v_b);
+  __Pyx_XDECREF(__pyx_7genexpr__pyx_v_untwinned);
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":227
+/* "daxfs/daemon/twins.pyx":225
  *         return any([a < end and first < b for a, b, untwinned in self.dropping if untwinned])
  * 
  *     def is_dropping(self, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
@@ -22319,39 +22136,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_first,&__pyx_mstate_global->__pyx_n_u_end,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 227, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 225, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 227, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 225, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 227, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 225, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "is_dropping", 0) < (0)) __PYX_ERR(0, 227, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "is_dropping", 0) < (0)) __PYX_ERR(0, 225, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("is_dropping", 1, 2, 2, i); __PYX_ERR(0, 227, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("is_dropping", 1, 2, 2, i); __PYX_ERR(0, 225, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 227, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 225, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 227, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 225, __pyx_L3_error)
     }
-    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 227, __pyx_L3_error)
-    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 227, __pyx_L3_error)
+    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 225, __pyx_L3_error)
+    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 225, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("is_dropping", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 227, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("is_dropping", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 225, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -22375,9 +22192,9 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
 }
 
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end) {
-  PyObject *__pyx_8genexpr2__pyx_v_a = NULL;
-  PyObject *__pyx_8genexpr2__pyx_v_b = NULL;
-  CYTHON_UNUSED PyObject *__pyx_8genexpr2__pyx_v__ = NULL;
+  PyObject *__pyx_8genexpr1__pyx_v_a = NULL;
+  PyObject *__pyx_8genexpr1__pyx_v_b = NULL;
+  CYTHON_UNUSED PyObject *__pyx_8genexpr1__pyx_v__ = NULL;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   PyObject *__pyx_t_1 = NULL;
@@ -22398,7 +22215,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __py
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("is_dropping", 0);
 
-  /* "daxfs/daemon/twins.pyx":229
+  /* "daxfs/daemon/twins.pyx":227
  *     def is_dropping(self, uint64_t first, uint64_t end):
  *         """Whether pages of the range are being dropped."""
  *         return any([a < end and first < b for a, b, _ in self.dropping])             # <<<<<<<<<<<<<<
@@ -22407,11 +22224,11 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __py
 */
   __pyx_t_2 = NULL;
   { /* enter inner scope */
-    __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 229, __pyx_L5_error)
+    __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 227, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_3);
     if (unlikely(__pyx_v_self->dropping == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 229, __pyx_L5_error)
+      __PYX_ERR(0, 227, __pyx_L5_error)
     }
     __pyx_t_4 = __pyx_v_self->dropping; __Pyx_INCREF(__pyx_t_4);
     __pyx_t_5 = 0;
@@ -22419,13 +22236,13 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __py
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_4);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 229, __pyx_L5_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 227, __pyx_L5_error)
         #endif
         if (__pyx_t_5 >= __pyx_temp) break;
       }
       __pyx_t_6 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_4, __pyx_t_5, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_5;
-      if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 229, __pyx_L5_error)
+      if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 227, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_6);
       if ((likely(PyTuple_CheckExact(__pyx_t_6))) || (PyList_CheckExact(__pyx_t_6))) {
         PyObject* sequence = __pyx_t_6;
@@ -22433,7 +22250,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __py
         if (unlikely(size != 3)) {
           if (size > 3) __Pyx_RaiseTooManyValuesError(3);
           else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-          __PYX_ERR(0, 229, __pyx_L5_error)
+          __PYX_ERR(0, 227, __pyx_L5_error)
         }
         #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
         if (likely(PyTuple_CheckExact(sequence))) {
@@ -22445,27 +22262,27 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __py
           __Pyx_INCREF(__pyx_t_9);
         } else {
           __pyx_t_7 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 229, __pyx_L5_error)
+          if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 227, __pyx_L5_error)
           __Pyx_XGOTREF(__pyx_t_7);
           __pyx_t_8 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 229, __pyx_L5_error)
+          if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 227, __pyx_L5_error)
           __Pyx_XGOTREF(__pyx_t_8);
           __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 2, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 229, __pyx_L5_error)
+          if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 227, __pyx_L5_error)
           __Pyx_XGOTREF(__pyx_t_9);
         }
         #else
-        __pyx_t_7 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 229, __pyx_L5_error)
+        __pyx_t_7 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 227, __pyx_L5_error)
         __Pyx_GOTREF(__pyx_t_7);
-        __pyx_t_8 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 229, __pyx_L5_error)
+        __pyx_t_8 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 227, __pyx_L5_error)
         __Pyx_GOTREF(__pyx_t_8);
-        __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 2); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 229, __pyx_L5_error)
+        __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 2); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 227, __pyx_L5_error)
         __Pyx_GOTREF(__pyx_t_9);
         #endif
         __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
       } else {
         Py_ssize_t index = -1;
-        __pyx_t_10 = PyObject_GetIter(__pyx_t_6); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 229, __pyx_L5_error)
+        __pyx_t_10 = PyObject_GetIter(__pyx_t_6); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 227, __pyx_L5_error)
         __Pyx_GOTREF(__pyx_t_10);
         __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
         __pyx_t_11 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_10);
@@ -22475,7 +22292,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __py
         __Pyx_GOTREF(__pyx_t_8);
         index = 2; __pyx_t_9 = __pyx_t_11(__pyx_t_10); if (unlikely(!__pyx_t_9)) goto __pyx_L8_unpacking_failed;
         __Pyx_GOTREF(__pyx_t_9);
-        if (__Pyx_IternextUnpackEndCheck(__pyx_t_11(__pyx_t_10), 3) < (0)) __PYX_ERR(0, 229, __pyx_L5_error)
+        if (__Pyx_IternextUnpackEndCheck(__pyx_t_11(__pyx_t_10), 3) < (0)) __PYX_ERR(0, 227, __pyx_L5_error)
         __pyx_t_11 = NULL;
         __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
         goto __pyx_L9_unpacking_done;
@@ -22483,20 +22300,20 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __py
         __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
         __pyx_t_11 = NULL;
         if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-        __PYX_ERR(0, 229, __pyx_L5_error)
+        __PYX_ERR(0, 227, __pyx_L5_error)
         __pyx_L9_unpacking_done:;
       }
-      __Pyx_XDECREF_SET(__pyx_8genexpr2__pyx_v_a, __pyx_t_7);
+      __Pyx_XDECREF_SET(__pyx_8genexpr1__pyx_v_a, __pyx_t_7);
       __pyx_t_7 = 0;
-      __Pyx_XDECREF_SET(__pyx_8genexpr2__pyx_v_b, __pyx_t_8);
+      __Pyx_XDECREF_SET(__pyx_8genexpr1__pyx_v_b, __pyx_t_8);
       __pyx_t_8 = 0;
-      __Pyx_XDECREF_SET(__pyx_8genexpr2__pyx_v__, __pyx_t_9);
+      __Pyx_XDECREF_SET(__pyx_8genexpr1__pyx_v__, __pyx_t_9);
       __pyx_t_9 = 0;
-      __pyx_t_9 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 229, __pyx_L5_error)
+      __pyx_t_9 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 227, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_9);
-      __pyx_t_8 = __Pyx_PyObject_CompareLt_object_int(__pyx_8genexpr2__pyx_v_a, __pyx_t_9, Py_LT); __Pyx_XGOTREF(__pyx_t_8); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 229, __pyx_L5_error)
+      __pyx_t_8 = __Pyx_PyObject_CompareLt_object_int(__pyx_8genexpr1__pyx_v_a, __pyx_t_9, Py_LT); __Pyx_XGOTREF(__pyx_t_8); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 227, __pyx_L5_error)
       __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
-      __pyx_t_12 = __Pyx_PyObject_IsTrue(__pyx_t_8); if (unlikely((__pyx_t_12 < 0))) __PYX_ERR(0, 229, __pyx_L5_error)
+      __pyx_t_12 = __Pyx_PyObject_IsTrue(__pyx_t_8); if (unlikely((__pyx_t_12 < 0))) __PYX_ERR(0, 227, __pyx_L5_error)
       if (__pyx_t_12) {
         __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
       } else {
@@ -22505,27 +22322,27 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __py
         __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
         goto __pyx_L10_bool_binop_done;
       }
-      __pyx_t_8 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 229, __pyx_L5_error)
+      __pyx_t_8 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 227, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_8);
-      __pyx_t_9 = __Pyx_PyObject_CompareLt_int_object(__pyx_t_8, __pyx_8genexpr2__pyx_v_b, Py_LT); __Pyx_XGOTREF(__pyx_t_9); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 229, __pyx_L5_error)
+      __pyx_t_9 = __Pyx_PyObject_CompareLt_int_object(__pyx_t_8, __pyx_8genexpr1__pyx_v_b, Py_LT); __Pyx_XGOTREF(__pyx_t_9); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 227, __pyx_L5_error)
       __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
       __Pyx_INCREF(__pyx_t_9);
       __pyx_t_6 = __pyx_t_9;
       __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
       __pyx_L10_bool_binop_done:;
       __Pyx_GIVEREF(__pyx_t_6);
-      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_3, __pyx_t_6))) __PYX_ERR(0, 229, __pyx_L5_error)
+      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_3, __pyx_t_6))) __PYX_ERR(0, 227, __pyx_L5_error)
       __pyx_t_6 = 0;
     }
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    __Pyx_XDECREF(__pyx_8genexpr2__pyx_v__); __pyx_8genexpr2__pyx_v__ = 0;
-    __Pyx_XDECREF(__pyx_8genexpr2__pyx_v_a); __pyx_8genexpr2__pyx_v_a = 0;
-    __Pyx_XDECREF(__pyx_8genexpr2__pyx_v_b); __pyx_8genexpr2__pyx_v_b = 0;
+    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v__); __pyx_8genexpr1__pyx_v__ = 0;
+    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_a); __pyx_8genexpr1__pyx_v_a = 0;
+    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_b); __pyx_8genexpr1__pyx_v_b = 0;
     goto __pyx_L13_exit_scope;
     __pyx_L5_error:;
-    __Pyx_XDECREF(__pyx_8genexpr2__pyx_v__); __pyx_8genexpr2__pyx_v__ = 0;
-    __Pyx_XDECREF(__pyx_8genexpr2__pyx_v_a); __pyx_8genexpr2__pyx_v_a = 0;
-    __Pyx_XDECREF(__pyx_8genexpr2__pyx_v_b); __pyx_8genexpr2__pyx_v_b = 0;
+    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v__); __pyx_8genexpr1__pyx_v__ = 0;
+    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_a); __pyx_8genexpr1__pyx_v_a = 0;
+    __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_b); __pyx_8genexpr1__pyx_v_b = 0;
     goto __pyx_L1_error;
     __pyx_L13_exit_scope:;
   } /* exit inner scope */
@@ -22535,7 +22352,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __py
     __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_builtin_any, __pyx_callargs+__pyx_t_13, (2-__pyx_t_13) | (__pyx_t_13*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_2); __pyx_t_2 = 0;
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 229, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 227, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
   }
   {
@@ -22549,7 +22366,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __py
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":227
+  /* "daxfs/daemon/twins.pyx":225
  *         return any([a < end and first < b for a, b, untwinned in self.dropping if untwinned])
  * 
  *     def is_dropping(self, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
@@ -22571,15 +22388,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_12is_dropping(struct __py
   __Pyx_AddTraceback("daxfs.daemon.twins.Pages.is_dropping", __pyx_clineno, __pyx_lineno, __pyx_filename);
   __pyx_r = NULL;
   __pyx_L0:;
-  __Pyx_XDECREF(__pyx_8genexpr2__pyx_v_a);
-  __Pyx_XDECREF(__pyx_8genexpr2__pyx_v_b);
-  __Pyx_XDECREF(__pyx_8genexpr2__pyx_v__);
+  __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_a);
+  __Pyx_XDECREF(__pyx_8genexpr1__pyx_v_b);
+  __Pyx_XDECREF(__pyx_8genexpr1__pyx_v__);
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":231
+/* "daxfs/daemon/twins.pyx":229
  *         return any([a < end and first < b for a, b, _ in self.dropping])
  * 
  *     def has_any(self, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
@@ -22627,39 +22444,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_first,&__pyx_mstate_global->__pyx_n_u_end,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 231, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 229, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 231, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 229, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 231, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 229, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "has_any", 0) < (0)) __PYX_ERR(0, 231, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "has_any", 0) < (0)) __PYX_ERR(0, 229, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("has_any", 1, 2, 2, i); __PYX_ERR(0, 231, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("has_any", 1, 2, 2, i); __PYX_ERR(0, 229, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 231, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 229, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 231, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 229, __pyx_L3_error)
     }
-    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 231, __pyx_L3_error)
-    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 231, __pyx_L3_error)
+    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 229, __pyx_L3_error)
+    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 229, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("has_any", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 231, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("has_any", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 229, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -22683,7 +22500,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
 }
 
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_14has_any(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end) {
-  PyObject *__pyx_8genexpr3__pyx_v_page = NULL;
+  PyObject *__pyx_8genexpr2__pyx_v_page = NULL;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   PyObject *__pyx_t_1 = NULL;
@@ -22705,7 +22522,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_14has_any(struct __pyx_ob
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("has_any", 0);
 
-  /* "daxfs/daemon/twins.pyx":233
+  /* "daxfs/daemon/twins.pyx":231
  *     def has_any(self, uint64_t first, uint64_t end):
  *         """Whether it may have any pages of the range."""
  *         return self.may_have(first, end) or any([first <= page < end for page in self._twins])             # <<<<<<<<<<<<<<
@@ -22714,9 +22531,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_14has_any(struct __pyx_ob
 */
   __pyx_t_3 = ((PyObject *)__pyx_v_self);
   __Pyx_INCREF(__pyx_t_3);
-  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 233, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 231, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  __pyx_t_5 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 233, __pyx_L1_error)
+  __pyx_t_5 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 231, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_5);
   __pyx_t_6 = 0;
   {
@@ -22725,10 +22542,10 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_14has_any(struct __pyx_ob
     __Pyx_XDECREF(__pyx_t_3); __pyx_t_3 = 0;
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 233, __pyx_L1_error)
+    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 231, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
   }
-  __pyx_t_7 = __Pyx_PyObject_IsTrue(__pyx_t_2); if (unlikely((__pyx_t_7 < 0))) __PYX_ERR(0, 233, __pyx_L1_error)
+  __pyx_t_7 = __Pyx_PyObject_IsTrue(__pyx_t_2); if (unlikely((__pyx_t_7 < 0))) __PYX_ERR(0, 231, __pyx_L1_error)
   if (!__pyx_t_7) {
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   } else {
@@ -22739,14 +22556,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_14has_any(struct __pyx_ob
   }
   __pyx_t_5 = NULL;
   { /* enter inner scope */
-    __pyx_t_4 = PyList_New(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 233, __pyx_L7_error)
+    __pyx_t_4 = PyList_New(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 231, __pyx_L7_error)
     __Pyx_GOTREF(__pyx_t_4);
     __pyx_t_8 = 0;
     if (unlikely(__pyx_v_self->_twins == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 233, __pyx_L7_error)
+      __PYX_ERR(0, 231, __pyx_L7_error)
     }
-    __pyx_t_11 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, ((PyObject *)NULL), (&__pyx_t_9), (&__pyx_t_10)); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 233, __pyx_L7_error)
+    __pyx_t_11 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, ((PyObject *)NULL), (&__pyx_t_9), (&__pyx_t_10)); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 231, __pyx_L7_error)
     __Pyx_GOTREF(__pyx_t_11);
     __Pyx_XDECREF(__pyx_t_3);
     __pyx_t_3 = __pyx_t_11;
@@ -22754,30 +22571,30 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_14has_any(struct __pyx_ob
     while (1) {
       __pyx_t_12 = __Pyx_dict_iter_next(__pyx_t_3, __pyx_t_9, &__pyx_t_8, &__pyx_t_11, NULL, NULL, __pyx_t_10);
       if (unlikely(__pyx_t_12 == 0)) break;
-      if (unlikely(__pyx_t_12 == -1)) __PYX_ERR(0, 233, __pyx_L7_error)
+      if (unlikely(__pyx_t_12 == -1)) __PYX_ERR(0, 231, __pyx_L7_error)
       __Pyx_GOTREF(__pyx_t_11);
-      __Pyx_XDECREF_SET(__pyx_8genexpr3__pyx_v_page, __pyx_t_11);
+      __Pyx_XDECREF_SET(__pyx_8genexpr2__pyx_v_page, __pyx_t_11);
       __pyx_t_11 = 0;
-      __pyx_t_11 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 233, __pyx_L7_error)
+      __pyx_t_11 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 231, __pyx_L7_error)
       __Pyx_GOTREF(__pyx_t_11);
-      __pyx_t_13 = __Pyx_PyObject_CompareLe_int_object(__pyx_t_11, __pyx_8genexpr3__pyx_v_page, Py_LE); __Pyx_XGOTREF(__pyx_t_13); if (unlikely(!__pyx_t_13)) __PYX_ERR(0, 233, __pyx_L7_error)
+      __pyx_t_13 = __Pyx_PyObject_CompareLe_int_object(__pyx_t_11, __pyx_8genexpr2__pyx_v_page, Py_LE); __Pyx_XGOTREF(__pyx_t_13); if (unlikely(!__pyx_t_13)) __PYX_ERR(0, 231, __pyx_L7_error)
       if (__Pyx_PyObject_IsTrue(__pyx_t_13)) {
         __Pyx_DECREF(__pyx_t_13);
-        __pyx_t_14 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_14)) __PYX_ERR(0, 233, __pyx_L7_error)
+        __pyx_t_14 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_14)) __PYX_ERR(0, 231, __pyx_L7_error)
         __Pyx_GOTREF(__pyx_t_14);
-        __pyx_t_13 = __Pyx_PyObject_CompareLt_object_int(__pyx_8genexpr3__pyx_v_page, __pyx_t_14, Py_LT); __Pyx_XGOTREF(__pyx_t_13); if (unlikely(!__pyx_t_13)) __PYX_ERR(0, 233, __pyx_L7_error)
+        __pyx_t_13 = __Pyx_PyObject_CompareLt_object_int(__pyx_8genexpr2__pyx_v_page, __pyx_t_14, Py_LT); __Pyx_XGOTREF(__pyx_t_13); if (unlikely(!__pyx_t_13)) __PYX_ERR(0, 231, __pyx_L7_error)
         __Pyx_DECREF(__pyx_t_14); __pyx_t_14 = 0;
       }
       __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
       __Pyx_GIVEREF(__pyx_t_13);
-      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_4, __pyx_t_13))) __PYX_ERR(0, 233, __pyx_L7_error)
+      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_4, __pyx_t_13))) __PYX_ERR(0, 231, __pyx_L7_error)
       __pyx_t_13 = 0;
     }
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    __Pyx_XDECREF(__pyx_8genexpr3__pyx_v_page); __pyx_8genexpr3__pyx_v_page = 0;
+    __Pyx_XDECREF(__pyx_8genexpr2__pyx_v_page); __pyx_8genexpr2__pyx_v_page = 0;
     goto __pyx_L10_exit_scope;
     __pyx_L7_error:;
-    __Pyx_XDECREF(__pyx_8genexpr3__pyx_v_page); __pyx_8genexpr3__pyx_v_page = 0;
+    __Pyx_XDECREF(__pyx_8genexpr2__pyx_v_page); __pyx_8genexpr2__pyx_v_page = 0;
     goto __pyx_L1_error;
     __pyx_L10_exit_scope:;
   } /* exit inner scope */
@@ -22787,7 +22604,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_14has_any(struct __pyx_ob
     __pyx_t_2 = __Pyx_PyObject_FastCall((PyObject*)__pyx_builtin_any, __pyx_callargs+__pyx_t_6, (2-__pyx_t_6) | (__pyx_t_6*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_5); __pyx_t_5 = 0;
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 233, __pyx_L1_error)
+    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 231, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
   }
   __Pyx_INCREF(__pyx_t_2);
@@ -22805,7 +22622,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_14has_any(struct __pyx_ob
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":231
+  /* "daxfs/daemon/twins.pyx":229
  *         return any([a < end and first < b for a, b, _ in self.dropping])
  * 
  *     def has_any(self, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
@@ -22826,13 +22643,13 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_14has_any(struct __pyx_ob
   __Pyx_AddTraceback("daxfs.daemon.twins.Pages.has_any", __pyx_clineno, __pyx_lineno, __pyx_filename);
   __pyx_r = NULL;
   __pyx_L0:;
-  __Pyx_XDECREF(__pyx_8genexpr3__pyx_v_page);
+  __Pyx_XDECREF(__pyx_8genexpr2__pyx_v_page);
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":235
+/* "daxfs/daemon/twins.pyx":233
  *         return self.may_have(first, end) or any([first <= page < end for page in self._twins])
  * 
  *     def claim(self, claim, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
@@ -22881,46 +22698,46 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_claim,&__pyx_mstate_global->__pyx_n_u_first,&__pyx_mstate_global->__pyx_n_u_end,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 235, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 233, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 235, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 233, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 235, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 233, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 235, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 233, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "claim", 0) < (0)) __PYX_ERR(0, 235, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "claim", 0) < (0)) __PYX_ERR(0, 233, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 3; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("claim", 1, 3, 3, i); __PYX_ERR(0, 235, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("claim", 1, 3, 3, i); __PYX_ERR(0, 233, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 3)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 235, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 233, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 235, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 233, __pyx_L3_error)
       values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 235, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 233, __pyx_L3_error)
     }
     __pyx_v_claim = values[0];
-    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 235, __pyx_L3_error)
-    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[2]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 235, __pyx_L3_error)
+    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 233, __pyx_L3_error)
+    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[2]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 233, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("claim", 1, 3, 3, __pyx_nargs); __PYX_ERR(0, 235, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("claim", 1, 3, 3, __pyx_nargs); __PYX_ERR(0, 233, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -22944,7 +22761,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
 }
 
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_16claim(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, PyObject *__pyx_v_claim, uint64_t __pyx_v_first, uint64_t __pyx_v_end) {
-  PyObject *__pyx_8genexpr4__pyx_v_one = NULL;
+  PyObject *__pyx_8genexpr3__pyx_v_one = NULL;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   PyObject *__pyx_t_1 = NULL;
@@ -22961,7 +22778,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_16claim(struct __pyx_obj_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("claim", 0);
 
-  /* "daxfs/daemon/twins.pyx":237
+  /* "daxfs/daemon/twins.pyx":235
  *     def claim(self, claim, uint64_t first, uint64_t end):
  *         """A pin of the range is on its way. It is as long as `claim.answered` is false."""
  *         self._claims = [one for one in self._claims if one[0] is not claim and not one[0].answered]             # <<<<<<<<<<<<<<
@@ -22969,11 +22786,11 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_16claim(struct __pyx_obj_
  *         self.p.careful = 1
 */
   { /* enter inner scope */
-    __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 237, __pyx_L5_error)
+    __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 235, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_1);
     if (unlikely(__pyx_v_self->_claims == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 237, __pyx_L5_error)
+      __PYX_ERR(0, 235, __pyx_L5_error)
     }
     __pyx_t_2 = __pyx_v_self->_claims; __Pyx_INCREF(__pyx_t_2);
     __pyx_t_3 = 0;
@@ -22981,17 +22798,17 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_16claim(struct __pyx_obj_
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_2);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 237, __pyx_L5_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 235, __pyx_L5_error)
         #endif
         if (__pyx_t_3 >= __pyx_temp) break;
       }
       __pyx_t_4 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_2, __pyx_t_3, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_3;
-      if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 237, __pyx_L5_error)
+      if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 235, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_4);
-      __Pyx_XDECREF_SET(__pyx_8genexpr4__pyx_v_one, __pyx_t_4);
+      __Pyx_XDECREF_SET(__pyx_8genexpr3__pyx_v_one, __pyx_t_4);
       __pyx_t_4 = 0;
-      __pyx_t_4 = __Pyx_GetItemInt(__pyx_8genexpr4__pyx_v_one, 0, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 237, __pyx_L5_error)
+      __pyx_t_4 = __Pyx_GetItemInt(__pyx_8genexpr3__pyx_v_one, 0, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 235, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_4);
       __pyx_t_6 = (__pyx_t_4 != __pyx_v_claim);
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
@@ -23003,12 +22820,12 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_16claim(struct __pyx_obj_
 
         goto __pyx_L9_bool_binop_done;
       }
-      __pyx_t_4 = __Pyx_GetItemInt(__pyx_8genexpr4__pyx_v_one, 0, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 237, __pyx_L5_error)
+      __pyx_t_4 = __Pyx_GetItemInt(__pyx_8genexpr3__pyx_v_one, 0, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 235, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_4);
-      __pyx_t_7 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_answered); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 237, __pyx_L5_error)
+      __pyx_t_7 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_answered); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 235, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_7);
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_t_7); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 237, __pyx_L5_error)
+      __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_t_7); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 235, __pyx_L5_error)
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
       __pyx_t_8 = (!__pyx_t_6);
 
@@ -23019,14 +22836,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_16claim(struct __pyx_obj_
       __pyx_L9_bool_binop_done:;
       if (__pyx_t_5) {
 
-        if (unlikely(__Pyx_ListComp_Append(__pyx_t_1, __pyx_8genexpr4__pyx_v_one))) __PYX_ERR(0, 237, __pyx_L5_error)
+        if (unlikely(__Pyx_ListComp_Append(__pyx_t_1, __pyx_8genexpr3__pyx_v_one))) __PYX_ERR(0, 235, __pyx_L5_error)
       }
     }
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-    __Pyx_XDECREF(__pyx_8genexpr4__pyx_v_one); __pyx_8genexpr4__pyx_v_one = 0;
+    __Pyx_XDECREF(__pyx_8genexpr3__pyx_v_one); __pyx_8genexpr3__pyx_v_one = 0;
     goto __pyx_L12_exit_scope;
     __pyx_L5_error:;
-    __Pyx_XDECREF(__pyx_8genexpr4__pyx_v_one); __pyx_8genexpr4__pyx_v_one = 0;
+    __Pyx_XDECREF(__pyx_8genexpr3__pyx_v_one); __pyx_8genexpr3__pyx_v_one = 0;
     goto __pyx_L1_error;
     __pyx_L12_exit_scope:;
   } /* exit inner scope */
@@ -23035,7 +22852,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_16claim(struct __pyx_obj_
   __Pyx_DECREF_SET(__pyx_v_self->_claims, ((PyObject*)__pyx_t_1));
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":238
+  /* "daxfs/daemon/twins.pyx":236
  *         """A pin of the range is on its way. It is as long as `claim.answered` is false."""
  *         self._claims = [one for one in self._claims if one[0] is not claim and not one[0].answered]
  *         self._claims.append((claim, first, end))             # <<<<<<<<<<<<<<
@@ -23044,28 +22861,28 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_16claim(struct __pyx_obj_
 */
   if (unlikely(__pyx_v_self->_claims == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "append");
-    __PYX_ERR(0, 238, __pyx_L1_error)
+    __PYX_ERR(0, 236, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 238, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 236, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 238, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 236, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_7 = PyTuple_New(3); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 238, __pyx_L1_error)
+  __pyx_t_7 = PyTuple_New(3); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 236, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_7);
   __Pyx_INCREF(__pyx_v_claim);
   __Pyx_GIVEREF(__pyx_v_claim);
-  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, __pyx_v_claim) != (0)) __PYX_ERR(0, 238, __pyx_L1_error);
+  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, __pyx_v_claim) != (0)) __PYX_ERR(0, 236, __pyx_L1_error);
   __Pyx_GIVEREF(__pyx_t_1);
-  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_1) != (0)) __PYX_ERR(0, 238, __pyx_L1_error);
+  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_1) != (0)) __PYX_ERR(0, 236, __pyx_L1_error);
   __Pyx_GIVEREF(__pyx_t_2);
-  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 2, __pyx_t_2) != (0)) __PYX_ERR(0, 238, __pyx_L1_error);
+  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 2, __pyx_t_2) != (0)) __PYX_ERR(0, 236, __pyx_L1_error);
   __pyx_t_1 = 0;
   __pyx_t_2 = 0;
-  __pyx_t_9 = __Pyx_PyList_Append(__pyx_v_self->_claims, __pyx_t_7); if (unlikely(__pyx_t_9 == ((int)-1))) __PYX_ERR(0, 238, __pyx_L1_error)
+  __pyx_t_9 = __Pyx_PyList_Append(__pyx_v_self->_claims, __pyx_t_7); if (unlikely(__pyx_t_9 == ((int)-1))) __PYX_ERR(0, 236, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
 
 
-  /* "daxfs/daemon/twins.pyx":239
+  /* "daxfs/daemon/twins.pyx":237
  *         self._claims = [one for one in self._claims if one[0] is not claim and not one[0].answered]
  *         self._claims.append((claim, first, end))
  *         self.p.careful = 1             # <<<<<<<<<<<<<<
@@ -23074,7 +22891,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_16claim(struct __pyx_obj_
 */
   __pyx_v_self->p.careful = 1;
 
-  /* "daxfs/daemon/twins.pyx":235
+  /* "daxfs/daemon/twins.pyx":233
  *         return self.may_have(first, end) or any([first <= page < end for page in self._twins])
  * 
  *     def claim(self, claim, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
@@ -23093,13 +22910,13 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_16claim(struct __pyx_obj_
   __Pyx_AddTraceback("daxfs.daemon.twins.Pages.claim", __pyx_clineno, __pyx_lineno, __pyx_filename);
   __pyx_r = NULL;
   __pyx_L0:;
-  __Pyx_XDECREF(__pyx_8genexpr4__pyx_v_one);
+  __Pyx_XDECREF(__pyx_8genexpr3__pyx_v_one);
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":241
+/* "daxfs/daemon/twins.pyx":239
  *         self.p.careful = 1
  * 
  *     cdef bytearray _covered(self, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
@@ -23121,7 +22938,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
   uint64_t __pyx_v_count;
   CYTHON_UNUSED PyObject *__pyx_v__ = NULL;
   PyObject *__pyx_v_unwritten = NULL;
-  PyObject *__pyx_8genexpr5__pyx_v_one = NULL;
+  PyObject *__pyx_8genexpr4__pyx_v_one = NULL;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   PyObject *__pyx_t_1 = NULL;
@@ -23149,7 +22966,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("_covered", 0);
 
-  /* "daxfs/daemon/twins.pyx":243
+  /* "daxfs/daemon/twins.pyx":241
  *     cdef bytearray _covered(self, uint64_t first, uint64_t end):
  *         """For each page of a range, whether it takes a twin."""
  *         cdef bytearray flags = bytearray(end - first)             # <<<<<<<<<<<<<<
@@ -23157,7 +22974,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
  *         cdef uint32_t per_block = self.map.m.block_shift - DX_PAGE_SHIFT
 */
   __pyx_t_2 = NULL;
-  __pyx_t_3 = __Pyx_PyLong_From_uint64_t((__pyx_v_end - __pyx_v_first)); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 243, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyLong_From_uint64_t((__pyx_v_end - __pyx_v_first)); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 241, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __pyx_t_4 = 1;
   {
@@ -23165,23 +22982,23 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
     __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)(&PyByteArray_Type), __pyx_callargs+__pyx_t_4, (2-__pyx_t_4) | (__pyx_t_4*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_2); __pyx_t_2 = 0;
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 243, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 241, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
   }
   __pyx_v_flags = ((PyObject*)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":244
+  /* "daxfs/daemon/twins.pyx":242
  *         """For each page of a range, whether it takes a twin."""
  *         cdef bytearray flags = bytearray(end - first)
  *         cdef uint8_t *flag = flags             # <<<<<<<<<<<<<<
  *         cdef uint32_t per_block = self.map.m.block_shift - DX_PAGE_SHIFT
  *         cdef uint64_t a, b, at, logical, physical, n, start, count, shift
 */
-  __pyx_t_5 = __Pyx_PyObject_AsWritableUString(__pyx_v_flags); if (unlikely((!__pyx_t_5) && PyErr_Occurred())) __PYX_ERR(0, 244, __pyx_L1_error)
+  __pyx_t_5 = __Pyx_PyObject_AsWritableUString(__pyx_v_flags); if (unlikely((!__pyx_t_5) && PyErr_Occurred())) __PYX_ERR(0, 242, __pyx_L1_error)
   __pyx_v_flag = __pyx_t_5;
 
-  /* "daxfs/daemon/twins.pyx":245
+  /* "daxfs/daemon/twins.pyx":243
  *         cdef bytearray flags = bytearray(end - first)
  *         cdef uint8_t *flag = flags
  *         cdef uint32_t per_block = self.map.m.block_shift - DX_PAGE_SHIFT             # <<<<<<<<<<<<<<
@@ -23190,7 +23007,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 */
   __pyx_v_per_block = (__pyx_v_self->map->m.block_shift - DX_PAGE_SHIFT);
 
-  /* "daxfs/daemon/twins.pyx":247
+  /* "daxfs/daemon/twins.pyx":245
  *         cdef uint32_t per_block = self.map.m.block_shift - DX_PAGE_SHIFT
  *         cdef uint64_t a, b, at, logical, physical, n, start, count, shift
  *         if _OFF:             # <<<<<<<<<<<<<<
@@ -23199,7 +23016,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 */
   if (__pyx_v_5daxfs_6daemon_5twins__OFF) {
 
-    /* "daxfs/daemon/twins.pyx":248
+    /* "daxfs/daemon/twins.pyx":246
  *         cdef uint64_t a, b, at, logical, physical, n, start, count, shift
  *         if _OFF:
  *             return flags             # <<<<<<<<<<<<<<
@@ -23217,7 +23034,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":247
+    /* "daxfs/daemon/twins.pyx":245
  *         cdef uint32_t per_block = self.map.m.block_shift - DX_PAGE_SHIFT
  *         cdef uint64_t a, b, at, logical, physical, n, start, count, shift
  *         if _OFF:             # <<<<<<<<<<<<<<
@@ -23226,7 +23043,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":249
+  /* "daxfs/daemon/twins.pyx":247
  *         if _OFF:
  *             return flags
  *         if self._claims:             # <<<<<<<<<<<<<<
@@ -23237,14 +23054,14 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
   else
   {
     Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_v_self->_claims);
-    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 249, __pyx_L1_error)
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 247, __pyx_L1_error)
     __pyx_t_6 = (__pyx_temp != 0);
   }
 
   if (__pyx_t_6) {
 
 
-    /* "daxfs/daemon/twins.pyx":250
+    /* "daxfs/daemon/twins.pyx":248
  *             return flags
  *         if self._claims:
  *             self._claims = [one for one in self._claims if not one[0].answered]             # <<<<<<<<<<<<<<
@@ -23252,11 +23069,11 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
  *                 for at in range(max(a, first), min(b, end)):
 */
     { /* enter inner scope */
-      __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 250, __pyx_L7_error)
+      __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 248, __pyx_L7_error)
       __Pyx_GOTREF(__pyx_t_1);
       if (unlikely(__pyx_v_self->_claims == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-        __PYX_ERR(0, 250, __pyx_L7_error)
+        __PYX_ERR(0, 248, __pyx_L7_error)
       }
       __pyx_t_3 = __pyx_v_self->_claims; __Pyx_INCREF(__pyx_t_3);
       __pyx_t_7 = 0;
@@ -23264,36 +23081,36 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         {
           Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_3);
           #if !CYTHON_ASSUME_SAFE_SIZE
-          if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 250, __pyx_L7_error)
+          if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 248, __pyx_L7_error)
           #endif
           if (__pyx_t_7 >= __pyx_temp) break;
         }
         __pyx_t_2 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_3, __pyx_t_7, __Pyx_ReferenceSharing_OwnStrongReference);
         ++__pyx_t_7;
-        if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 250, __pyx_L7_error)
+        if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 248, __pyx_L7_error)
         __Pyx_GOTREF(__pyx_t_2);
-        __Pyx_XDECREF_SET(__pyx_8genexpr5__pyx_v_one, __pyx_t_2);
+        __Pyx_XDECREF_SET(__pyx_8genexpr4__pyx_v_one, __pyx_t_2);
         __pyx_t_2 = 0;
-        __pyx_t_2 = __Pyx_GetItemInt(__pyx_8genexpr5__pyx_v_one, 0, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 250, __pyx_L7_error)
+        __pyx_t_2 = __Pyx_GetItemInt(__pyx_8genexpr4__pyx_v_one, 0, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 248, __pyx_L7_error)
         __Pyx_GOTREF(__pyx_t_2);
-        __pyx_t_8 = __Pyx_PyObject_GetAttrStr(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_answered); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 250, __pyx_L7_error)
+        __pyx_t_8 = __Pyx_PyObject_GetAttrStr(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_answered); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 248, __pyx_L7_error)
         __Pyx_GOTREF(__pyx_t_8);
         __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-        __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_t_8); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 250, __pyx_L7_error)
+        __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_t_8); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 248, __pyx_L7_error)
         __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
         __pyx_t_9 = (!__pyx_t_6);
 
 
         if (__pyx_t_9) {
 
-          if (unlikely(__Pyx_ListComp_Append(__pyx_t_1, __pyx_8genexpr5__pyx_v_one))) __PYX_ERR(0, 250, __pyx_L7_error)
+          if (unlikely(__Pyx_ListComp_Append(__pyx_t_1, __pyx_8genexpr4__pyx_v_one))) __PYX_ERR(0, 248, __pyx_L7_error)
         }
       }
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-      __Pyx_XDECREF(__pyx_8genexpr5__pyx_v_one); __pyx_8genexpr5__pyx_v_one = 0;
+      __Pyx_XDECREF(__pyx_8genexpr4__pyx_v_one); __pyx_8genexpr4__pyx_v_one = 0;
       goto __pyx_L12_exit_scope;
       __pyx_L7_error:;
-      __Pyx_XDECREF(__pyx_8genexpr5__pyx_v_one); __pyx_8genexpr5__pyx_v_one = 0;
+      __Pyx_XDECREF(__pyx_8genexpr4__pyx_v_one); __pyx_8genexpr4__pyx_v_one = 0;
       goto __pyx_L1_error;
       __pyx_L12_exit_scope:;
     } /* exit inner scope */
@@ -23302,7 +23119,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
     __Pyx_DECREF_SET(__pyx_v_self->_claims, ((PyObject*)__pyx_t_1));
     __pyx_t_1 = 0;
 
-    /* "daxfs/daemon/twins.pyx":251
+    /* "daxfs/daemon/twins.pyx":249
  *         if self._claims:
  *             self._claims = [one for one in self._claims if not one[0].answered]
  *             for _, a, b in self._claims:             # <<<<<<<<<<<<<<
@@ -23311,7 +23128,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 */
     if (unlikely(__pyx_v_self->_claims == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 251, __pyx_L1_error)
+      __PYX_ERR(0, 249, __pyx_L1_error)
     }
     __pyx_t_1 = __pyx_v_self->_claims; __Pyx_INCREF(__pyx_t_1);
     __pyx_t_7 = 0;
@@ -23319,13 +23136,13 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 251, __pyx_L1_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 249, __pyx_L1_error)
         #endif
         if (__pyx_t_7 >= __pyx_temp) break;
       }
       __pyx_t_3 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_1, __pyx_t_7, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_7;
-      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 251, __pyx_L1_error)
+      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 249, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
       if ((likely(PyTuple_CheckExact(__pyx_t_3))) || (PyList_CheckExact(__pyx_t_3))) {
         PyObject* sequence = __pyx_t_3;
@@ -23333,7 +23150,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         if (unlikely(size != 3)) {
           if (size > 3) __Pyx_RaiseTooManyValuesError(3);
           else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-          __PYX_ERR(0, 251, __pyx_L1_error)
+          __PYX_ERR(0, 249, __pyx_L1_error)
         }
         #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
         if (likely(PyTuple_CheckExact(sequence))) {
@@ -23345,27 +23162,27 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
           __Pyx_INCREF(__pyx_t_10);
         } else {
           __pyx_t_8 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 251, __pyx_L1_error)
+          if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 249, __pyx_L1_error)
           __Pyx_XGOTREF(__pyx_t_8);
           __pyx_t_2 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 251, __pyx_L1_error)
+          if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 249, __pyx_L1_error)
           __Pyx_XGOTREF(__pyx_t_2);
           __pyx_t_10 = __Pyx_PyList_GET_ITEM_REF(sequence, 2, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 251, __pyx_L1_error)
+          if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 249, __pyx_L1_error)
           __Pyx_XGOTREF(__pyx_t_10);
         }
         #else
-        __pyx_t_8 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 251, __pyx_L1_error)
+        __pyx_t_8 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 249, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_8);
-        __pyx_t_2 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 251, __pyx_L1_error)
+        __pyx_t_2 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 249, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_2);
-        __pyx_t_10 = __Pyx_PySequence_ITEM(sequence, 2); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 251, __pyx_L1_error)
+        __pyx_t_10 = __Pyx_PySequence_ITEM(sequence, 2); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 249, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_10);
         #endif
         __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       } else {
         Py_ssize_t index = -1;
-        __pyx_t_11 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 251, __pyx_L1_error)
+        __pyx_t_11 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 249, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_11);
         __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
         __pyx_t_12 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_11);
@@ -23375,7 +23192,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         __Pyx_GOTREF(__pyx_t_2);
         index = 2; __pyx_t_10 = __pyx_t_12(__pyx_t_11); if (unlikely(!__pyx_t_10)) goto __pyx_L15_unpacking_failed;
         __Pyx_GOTREF(__pyx_t_10);
-        if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_11), 3) < (0)) __PYX_ERR(0, 251, __pyx_L1_error)
+        if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_11), 3) < (0)) __PYX_ERR(0, 249, __pyx_L1_error)
         __pyx_t_12 = NULL;
         __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
         goto __pyx_L16_unpacking_done;
@@ -23383,19 +23200,19 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
         __pyx_t_12 = NULL;
         if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-        __PYX_ERR(0, 251, __pyx_L1_error)
+        __PYX_ERR(0, 249, __pyx_L1_error)
         __pyx_L16_unpacking_done:;
       }
-      __pyx_t_13 = __Pyx_PyLong_As_uint64_t(__pyx_t_2); if (unlikely((__pyx_t_13 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 251, __pyx_L1_error)
+      __pyx_t_13 = __Pyx_PyLong_As_uint64_t(__pyx_t_2); if (unlikely((__pyx_t_13 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 249, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-      __pyx_t_14 = __Pyx_PyLong_As_uint64_t(__pyx_t_10); if (unlikely((__pyx_t_14 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 251, __pyx_L1_error)
+      __pyx_t_14 = __Pyx_PyLong_As_uint64_t(__pyx_t_10); if (unlikely((__pyx_t_14 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 249, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
       __Pyx_XDECREF_SET(__pyx_v__, __pyx_t_8);
       __pyx_t_8 = 0;
       __pyx_v_a = __pyx_t_13;
       __pyx_v_b = __pyx_t_14;
 
-      /* "daxfs/daemon/twins.pyx":252
+      /* "daxfs/daemon/twins.pyx":250
  *             self._claims = [one for one in self._claims if not one[0].answered]
  *             for _, a, b in self._claims:
  *                 for at in range(max(a, first), min(b, end)):             # <<<<<<<<<<<<<<
@@ -23438,7 +23255,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
       for (__pyx_t_13 = __pyx_t_16; __pyx_t_13 < __pyx_t_15; __pyx_t_13+=1) {
         __pyx_v_at = __pyx_t_13;
 
-        /* "daxfs/daemon/twins.pyx":253
+        /* "daxfs/daemon/twins.pyx":251
  *             for _, a, b in self._claims:
  *                 for at in range(max(a, first), min(b, end)):
  *                     flag[at - first] = 1             # <<<<<<<<<<<<<<
@@ -23450,7 +23267,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 
 
 
-      /* "daxfs/daemon/twins.pyx":251
+      /* "daxfs/daemon/twins.pyx":249
  *         if self._claims:
  *             self._claims = [one for one in self._claims if not one[0].answered]
  *             for _, a, b in self._claims:             # <<<<<<<<<<<<<<
@@ -23460,7 +23277,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
     }
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-    /* "daxfs/daemon/twins.pyx":249
+    /* "daxfs/daemon/twins.pyx":247
  *         if _OFF:
  *             return flags
  *         if self._claims:             # <<<<<<<<<<<<<<
@@ -23469,7 +23286,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":254
+  /* "daxfs/daemon/twins.pyx":252
  *                 for at in range(max(a, first), min(b, end)):
  *                     flag[at - first] = 1
  *         for logical, physical, n, unwritten in self.map.overlaps(             # <<<<<<<<<<<<<<
@@ -23479,16 +23296,16 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
   __pyx_t_3 = ((PyObject *)__pyx_v_self->map);
   __Pyx_INCREF(__pyx_t_3);
 
-  /* "daxfs/daemon/twins.pyx":255
+  /* "daxfs/daemon/twins.pyx":253
  *                     flag[at - first] = 1
  *         for logical, physical, n, unwritten in self.map.overlaps(
  *             first >> per_block, ((end - 1) >> per_block) + 1 - (first >> per_block)             # <<<<<<<<<<<<<<
  *         ):
  *             if unwritten:
 */
-  __pyx_t_10 = __Pyx_PyLong_From_uint64_t((__pyx_v_first >> __pyx_v_per_block)); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 255, __pyx_L1_error)
+  __pyx_t_10 = __Pyx_PyLong_From_uint64_t((__pyx_v_first >> __pyx_v_per_block)); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 253, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_10);
-  __pyx_t_2 = __Pyx_PyLong_From_uint64_t(((((__pyx_v_end - 1) >> __pyx_v_per_block) + 1) - (__pyx_v_first >> __pyx_v_per_block))); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 255, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyLong_From_uint64_t(((((__pyx_v_end - 1) >> __pyx_v_per_block) + 1) - (__pyx_v_first >> __pyx_v_per_block))); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 253, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __pyx_t_4 = 0;
   {
@@ -23497,11 +23314,11 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
     __Pyx_XDECREF(__pyx_t_3); __pyx_t_3 = 0;
     __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 254, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 252, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
   }
 
-  /* "daxfs/daemon/twins.pyx":254
+  /* "daxfs/daemon/twins.pyx":252
  *                 for at in range(max(a, first), min(b, end)):
  *                     flag[at - first] = 1
  *         for logical, physical, n, unwritten in self.map.overlaps(             # <<<<<<<<<<<<<<
@@ -23513,9 +23330,9 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
     __pyx_t_7 = 0;
     __pyx_t_17 = NULL;
   } else {
-    __pyx_t_7 = -1; __pyx_t_2 = PyObject_GetIter(__pyx_t_1); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 254, __pyx_L1_error)
+    __pyx_t_7 = -1; __pyx_t_2 = PyObject_GetIter(__pyx_t_1); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 252, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
-    __pyx_t_17 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_2); if (unlikely(!__pyx_t_17)) __PYX_ERR(0, 254, __pyx_L1_error)
+    __pyx_t_17 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_2); if (unlikely(!__pyx_t_17)) __PYX_ERR(0, 252, __pyx_L1_error)
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   for (;;) {
@@ -23524,7 +23341,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         {
           Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_2);
           #if !CYTHON_ASSUME_SAFE_SIZE
-          if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 254, __pyx_L1_error)
+          if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 252, __pyx_L1_error)
           #endif
           if (__pyx_t_7 >= __pyx_temp) break;
         }
@@ -23534,7 +23351,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         {
           Py_ssize_t __pyx_temp = __Pyx_PyTuple_GET_SIZE(__pyx_t_2);
           #if !CYTHON_ASSUME_SAFE_SIZE
-          if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 254, __pyx_L1_error)
+          if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 252, __pyx_L1_error)
           #endif
           if (__pyx_t_7 >= __pyx_temp) break;
         }
@@ -23545,13 +23362,13 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         #endif
         ++__pyx_t_7;
       }
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 254, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 252, __pyx_L1_error)
     } else {
       __pyx_t_1 = __pyx_t_17(__pyx_t_2);
       if (unlikely(!__pyx_t_1)) {
         PyObject* exc_type = PyErr_Occurred();
         if (exc_type) {
-          if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(0, 254, __pyx_L1_error)
+          if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(0, 252, __pyx_L1_error)
           PyErr_Clear();
         }
         break;
@@ -23564,7 +23381,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
       if (unlikely(size != 4)) {
         if (size > 4) __Pyx_RaiseTooManyValuesError(4);
         else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-        __PYX_ERR(0, 254, __pyx_L1_error)
+        __PYX_ERR(0, 252, __pyx_L1_error)
       }
       #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
       if (likely(PyTuple_CheckExact(sequence))) {
@@ -23578,16 +23395,16 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         __Pyx_INCREF(__pyx_t_11);
       } else {
         __pyx_t_10 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 254, __pyx_L1_error)
+        if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 252, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_10);
         __pyx_t_3 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 254, __pyx_L1_error)
+        if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 252, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_3);
         __pyx_t_8 = __Pyx_PyList_GET_ITEM_REF(sequence, 2, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 254, __pyx_L1_error)
+        if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 252, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_8);
         __pyx_t_11 = __Pyx_PyList_GET_ITEM_REF(sequence, 3, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 254, __pyx_L1_error)
+        if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 252, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_11);
       }
       #else
@@ -23595,7 +23412,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         Py_ssize_t i;
         PyObject** temps[4] = {&__pyx_t_10,&__pyx_t_3,&__pyx_t_8,&__pyx_t_11};
         for (i=0; i < 4; i++) {
-          PyObject* item = __Pyx_PySequence_ITEM(sequence, i); if (unlikely(!item)) __PYX_ERR(0, 254, __pyx_L1_error)
+          PyObject* item = __Pyx_PySequence_ITEM(sequence, i); if (unlikely(!item)) __PYX_ERR(0, 252, __pyx_L1_error)
           __Pyx_GOTREF(item);
           *(temps[i]) = item;
         }
@@ -23605,7 +23422,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
     } else {
       Py_ssize_t index = -1;
       PyObject** temps[4] = {&__pyx_t_10,&__pyx_t_3,&__pyx_t_8,&__pyx_t_11};
-      __pyx_t_18 = PyObject_GetIter(__pyx_t_1); if (unlikely(!__pyx_t_18)) __PYX_ERR(0, 254, __pyx_L1_error)
+      __pyx_t_18 = PyObject_GetIter(__pyx_t_1); if (unlikely(!__pyx_t_18)) __PYX_ERR(0, 252, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_18);
       __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
       __pyx_t_12 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_18);
@@ -23614,7 +23431,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         __Pyx_GOTREF(item);
         *(temps[index]) = item;
       }
-      if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_18), 4) < (0)) __PYX_ERR(0, 254, __pyx_L1_error)
+      if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_18), 4) < (0)) __PYX_ERR(0, 252, __pyx_L1_error)
       __pyx_t_12 = NULL;
       __Pyx_DECREF(__pyx_t_18); __pyx_t_18 = 0;
       goto __pyx_L23_unpacking_done;
@@ -23622,14 +23439,14 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
       __Pyx_DECREF(__pyx_t_18); __pyx_t_18 = 0;
       __pyx_t_12 = NULL;
       if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-      __PYX_ERR(0, 254, __pyx_L1_error)
+      __PYX_ERR(0, 252, __pyx_L1_error)
       __pyx_L23_unpacking_done:;
     }
-    __pyx_t_14 = __Pyx_PyLong_As_uint64_t(__pyx_t_10); if (unlikely((__pyx_t_14 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 254, __pyx_L1_error)
+    __pyx_t_14 = __Pyx_PyLong_As_uint64_t(__pyx_t_10); if (unlikely((__pyx_t_14 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 252, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
-    __pyx_t_15 = __Pyx_PyLong_As_uint64_t(__pyx_t_3); if (unlikely((__pyx_t_15 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 254, __pyx_L1_error)
+    __pyx_t_15 = __Pyx_PyLong_As_uint64_t(__pyx_t_3); if (unlikely((__pyx_t_15 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 252, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    __pyx_t_16 = __Pyx_PyLong_As_uint64_t(__pyx_t_8); if (unlikely((__pyx_t_16 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 254, __pyx_L1_error)
+    __pyx_t_16 = __Pyx_PyLong_As_uint64_t(__pyx_t_8); if (unlikely((__pyx_t_16 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 252, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
     __pyx_v_logical = __pyx_t_14;
     __pyx_v_physical = __pyx_t_15;
@@ -23637,18 +23454,18 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
     __Pyx_XDECREF_SET(__pyx_v_unwritten, __pyx_t_11);
     __pyx_t_11 = 0;
 
-    /* "daxfs/daemon/twins.pyx":257
+    /* "daxfs/daemon/twins.pyx":255
  *             first >> per_block, ((end - 1) >> per_block) + 1 - (first >> per_block)
  *         ):
  *             if unwritten:             # <<<<<<<<<<<<<<
  *                 continue
  *             for start, count in self._pins.held(self.inode.ino, physical, n):
 */
-    __pyx_t_9 = __Pyx_PyObject_IsTrue(__pyx_v_unwritten); if (unlikely((__pyx_t_9 < 0))) __PYX_ERR(0, 257, __pyx_L1_error)
+    __pyx_t_9 = __Pyx_PyObject_IsTrue(__pyx_v_unwritten); if (unlikely((__pyx_t_9 < 0))) __PYX_ERR(0, 255, __pyx_L1_error)
     if (__pyx_t_9) {
 
 
-      /* "daxfs/daemon/twins.pyx":258
+      /* "daxfs/daemon/twins.pyx":256
  *         ):
  *             if unwritten:
  *                 continue             # <<<<<<<<<<<<<<
@@ -23657,7 +23474,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 */
       goto __pyx_L20_continue;
 
-      /* "daxfs/daemon/twins.pyx":257
+      /* "daxfs/daemon/twins.pyx":255
  *             first >> per_block, ((end - 1) >> per_block) + 1 - (first >> per_block)
  *         ):
  *             if unwritten:             # <<<<<<<<<<<<<<
@@ -23666,7 +23483,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":259
+    /* "daxfs/daemon/twins.pyx":257
  *             if unwritten:
  *                 continue
  *             for start, count in self._pins.held(self.inode.ino, physical, n):             # <<<<<<<<<<<<<<
@@ -23675,11 +23492,11 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 */
     __pyx_t_11 = __pyx_v_self->_pins;
     __Pyx_INCREF(__pyx_t_11);
-    __pyx_t_8 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 259, __pyx_L1_error)
+    __pyx_t_8 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 257, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_8);
-    __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_physical); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 259, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_physical); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 257, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_10 = __Pyx_PyLong_From_uint64_t(__pyx_v_n); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 259, __pyx_L1_error)
+    __pyx_t_10 = __Pyx_PyLong_From_uint64_t(__pyx_v_n); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 257, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_10);
     __pyx_t_4 = 0;
     {
@@ -23689,7 +23506,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
       __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 259, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 257, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     if (likely(PyList_CheckExact(__pyx_t_1)) || PyTuple_CheckExact(__pyx_t_1)) {
@@ -23697,9 +23514,9 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
       __pyx_t_19 = 0;
       __pyx_t_20 = NULL;
     } else {
-      __pyx_t_19 = -1; __pyx_t_10 = PyObject_GetIter(__pyx_t_1); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 259, __pyx_L1_error)
+      __pyx_t_19 = -1; __pyx_t_10 = PyObject_GetIter(__pyx_t_1); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 257, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_10);
-      __pyx_t_20 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_10); if (unlikely(!__pyx_t_20)) __PYX_ERR(0, 259, __pyx_L1_error)
+      __pyx_t_20 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_10); if (unlikely(!__pyx_t_20)) __PYX_ERR(0, 257, __pyx_L1_error)
     }
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
     for (;;) {
@@ -23708,7 +23525,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
           {
             Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_10);
             #if !CYTHON_ASSUME_SAFE_SIZE
-            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 259, __pyx_L1_error)
+            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 257, __pyx_L1_error)
             #endif
             if (__pyx_t_19 >= __pyx_temp) break;
           }
@@ -23718,7 +23535,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
           {
             Py_ssize_t __pyx_temp = __Pyx_PyTuple_GET_SIZE(__pyx_t_10);
             #if !CYTHON_ASSUME_SAFE_SIZE
-            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 259, __pyx_L1_error)
+            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 257, __pyx_L1_error)
             #endif
             if (__pyx_t_19 >= __pyx_temp) break;
           }
@@ -23729,13 +23546,13 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
           #endif
           ++__pyx_t_19;
         }
-        if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 259, __pyx_L1_error)
+        if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 257, __pyx_L1_error)
       } else {
         __pyx_t_1 = __pyx_t_20(__pyx_t_10);
         if (unlikely(!__pyx_t_1)) {
           PyObject* exc_type = PyErr_Occurred();
           if (exc_type) {
-            if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(0, 259, __pyx_L1_error)
+            if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(0, 257, __pyx_L1_error)
             PyErr_Clear();
           }
           break;
@@ -23748,7 +23565,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         if (unlikely(size != 2)) {
           if (size > 2) __Pyx_RaiseTooManyValuesError(2);
           else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-          __PYX_ERR(0, 259, __pyx_L1_error)
+          __PYX_ERR(0, 257, __pyx_L1_error)
         }
         #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
         if (likely(PyTuple_CheckExact(sequence))) {
@@ -23758,22 +23575,22 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
           __Pyx_INCREF(__pyx_t_8);
         } else {
           __pyx_t_3 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 259, __pyx_L1_error)
+          if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 257, __pyx_L1_error)
           __Pyx_XGOTREF(__pyx_t_3);
           __pyx_t_8 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 259, __pyx_L1_error)
+          if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 257, __pyx_L1_error)
           __Pyx_XGOTREF(__pyx_t_8);
         }
         #else
-        __pyx_t_3 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 259, __pyx_L1_error)
+        __pyx_t_3 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 257, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_3);
-        __pyx_t_8 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 259, __pyx_L1_error)
+        __pyx_t_8 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 257, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_8);
         #endif
         __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
       } else {
         Py_ssize_t index = -1;
-        __pyx_t_11 = PyObject_GetIter(__pyx_t_1); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 259, __pyx_L1_error)
+        __pyx_t_11 = PyObject_GetIter(__pyx_t_1); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 257, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_11);
         __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
         __pyx_t_12 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_11);
@@ -23781,7 +23598,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         __Pyx_GOTREF(__pyx_t_3);
         index = 1; __pyx_t_8 = __pyx_t_12(__pyx_t_11); if (unlikely(!__pyx_t_8)) goto __pyx_L27_unpacking_failed;
         __Pyx_GOTREF(__pyx_t_8);
-        if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_11), 2) < (0)) __PYX_ERR(0, 259, __pyx_L1_error)
+        if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_11), 2) < (0)) __PYX_ERR(0, 257, __pyx_L1_error)
         __pyx_t_12 = NULL;
         __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
         goto __pyx_L28_unpacking_done;
@@ -23789,17 +23606,17 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
         __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
         __pyx_t_12 = NULL;
         if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-        __PYX_ERR(0, 259, __pyx_L1_error)
+        __PYX_ERR(0, 257, __pyx_L1_error)
         __pyx_L28_unpacking_done:;
       }
-      __pyx_t_16 = __Pyx_PyLong_As_uint64_t(__pyx_t_3); if (unlikely((__pyx_t_16 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 259, __pyx_L1_error)
+      __pyx_t_16 = __Pyx_PyLong_As_uint64_t(__pyx_t_3); if (unlikely((__pyx_t_16 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 257, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-      __pyx_t_15 = __Pyx_PyLong_As_uint64_t(__pyx_t_8); if (unlikely((__pyx_t_15 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 259, __pyx_L1_error)
+      __pyx_t_15 = __Pyx_PyLong_As_uint64_t(__pyx_t_8); if (unlikely((__pyx_t_15 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 257, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
       __pyx_v_start = __pyx_t_16;
       __pyx_v_count = __pyx_t_15;
 
-      /* "daxfs/daemon/twins.pyx":260
+      /* "daxfs/daemon/twins.pyx":258
  *                 continue
  *             for start, count in self._pins.held(self.inode.ino, physical, n):
  *                 a = (logical + start - physical) << per_block             # <<<<<<<<<<<<<<
@@ -23808,7 +23625,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 */
       __pyx_v_a = (((__pyx_v_logical + __pyx_v_start) - __pyx_v_physical) << __pyx_v_per_block);
 
-      /* "daxfs/daemon/twins.pyx":261
+      /* "daxfs/daemon/twins.pyx":259
  *             for start, count in self._pins.held(self.inode.ino, physical, n):
  *                 a = (logical + start - physical) << per_block
  *                 b = a + (count << per_block)             # <<<<<<<<<<<<<<
@@ -23817,7 +23634,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 */
       __pyx_v_b = (__pyx_v_a + (__pyx_v_count << __pyx_v_per_block));
 
-      /* "daxfs/daemon/twins.pyx":262
+      /* "daxfs/daemon/twins.pyx":260
  *                 a = (logical + start - physical) << per_block
  *                 b = a + (count << per_block)
  *                 for at in range(max(a, first), min(b, end)):             # <<<<<<<<<<<<<<
@@ -23860,7 +23677,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
       for (__pyx_t_16 = __pyx_t_13; __pyx_t_16 < __pyx_t_14; __pyx_t_16+=1) {
         __pyx_v_at = __pyx_t_16;
 
-        /* "daxfs/daemon/twins.pyx":263
+        /* "daxfs/daemon/twins.pyx":261
  *                 b = a + (count << per_block)
  *                 for at in range(max(a, first), min(b, end)):
  *                     flag[at - first] = 1             # <<<<<<<<<<<<<<
@@ -23872,7 +23689,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 
 
 
-      /* "daxfs/daemon/twins.pyx":259
+      /* "daxfs/daemon/twins.pyx":257
  *             if unwritten:
  *                 continue
  *             for start, count in self._pins.held(self.inode.ino, physical, n):             # <<<<<<<<<<<<<<
@@ -23882,7 +23699,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
     }
     __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
 
-    /* "daxfs/daemon/twins.pyx":254
+    /* "daxfs/daemon/twins.pyx":252
  *                 for at in range(max(a, first), min(b, end)):
  *                     flag[at - first] = 1
  *         for logical, physical, n, unwritten in self.map.overlaps(             # <<<<<<<<<<<<<<
@@ -23893,7 +23710,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
   }
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "daxfs/daemon/twins.pyx":264
+  /* "daxfs/daemon/twins.pyx":262
  *                 for at in range(max(a, first), min(b, end)):
  *                     flag[at - first] = 1
  *         return flags             # <<<<<<<<<<<<<<
@@ -23911,7 +23728,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":241
+  /* "daxfs/daemon/twins.pyx":239
  *         self.p.careful = 1
  * 
  *     cdef bytearray _covered(self, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
@@ -23944,13 +23761,13 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 
   __Pyx_XDECREF(__pyx_v__);
   __Pyx_XDECREF(__pyx_v_unwritten);
-  __Pyx_XDECREF(__pyx_8genexpr5__pyx_v_one);
+  __Pyx_XDECREF(__pyx_8genexpr4__pyx_v_one);
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":266
+/* "daxfs/daemon/twins.pyx":264
  *         return flags
  * 
  *     cdef int _remove(self, page) except -1:             # <<<<<<<<<<<<<<
@@ -23971,7 +23788,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages__remove(struct __pyx_obj_5daxfs_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("_remove", 0);
 
-  /* "daxfs/daemon/twins.pyx":267
+  /* "daxfs/daemon/twins.pyx":265
  * 
  *     cdef int _remove(self, page) except -1:
  *         cdef _Twin twin = self._twins.pop(page)             # <<<<<<<<<<<<<<
@@ -23980,15 +23797,15 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages__remove(struct __pyx_obj_5daxfs_
 */
   if (unlikely(__pyx_v_self->_twins == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "pop");
-    __PYX_ERR(0, 267, __pyx_L1_error)
+    __PYX_ERR(0, 265, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_self->_twins, __pyx_v_page, ((PyObject *)NULL)); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 267, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_self->_twins, __pyx_v_page, ((PyObject *)NULL)); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 265, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  if (!(likely(((__pyx_t_1) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_1, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 267, __pyx_L1_error)
+  if (!(likely(((__pyx_t_1) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_1, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 265, __pyx_L1_error)
   __pyx_v_twin = ((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":268
+  /* "daxfs/daemon/twins.pyx":266
  *     cdef int _remove(self, page) except -1:
  *         cdef _Twin twin = self._twins.pop(page)
  *         if twin.bytes != NULL:             # <<<<<<<<<<<<<<
@@ -24000,17 +23817,17 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages__remove(struct __pyx_obj_5daxfs_
   if (__pyx_t_2) {
 
 
-    /* "daxfs/daemon/twins.pyx":269
+    /* "daxfs/daemon/twins.pyx":267
  *         cdef _Twin twin = self._twins.pop(page)
  *         if twin.bytes != NULL:
  *             self._budget.give(twin.uid)             # <<<<<<<<<<<<<<
  *         self.p.twins = <uint32_t>len(self._twins)
  *         return 0
 */
-    __pyx_t_3 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Budget *)__pyx_v_self->_budget->__pyx_vtab)->give(__pyx_v_self->_budget, __pyx_v_twin->uid); if (unlikely(__pyx_t_3 == ((int)-1))) __PYX_ERR(0, 269, __pyx_L1_error)
+    __pyx_t_3 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Budget *)__pyx_v_self->_budget->__pyx_vtab)->give(__pyx_v_self->_budget, __pyx_v_twin->uid); if (unlikely(__pyx_t_3 == ((int)-1))) __PYX_ERR(0, 267, __pyx_L1_error)
 
 
-    /* "daxfs/daemon/twins.pyx":268
+    /* "daxfs/daemon/twins.pyx":266
  *     cdef int _remove(self, page) except -1:
  *         cdef _Twin twin = self._twins.pop(page)
  *         if twin.bytes != NULL:             # <<<<<<<<<<<<<<
@@ -24019,7 +23836,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages__remove(struct __pyx_obj_5daxfs_
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":270
+  /* "daxfs/daemon/twins.pyx":268
  *         if twin.bytes != NULL:
  *             self._budget.give(twin.uid)
  *         self.p.twins = <uint32_t>len(self._twins)             # <<<<<<<<<<<<<<
@@ -24030,14 +23847,14 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages__remove(struct __pyx_obj_5daxfs_
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 270, __pyx_L1_error)
+    __PYX_ERR(0, 268, __pyx_L1_error)
   }
-  __pyx_t_4 = PyDict_Size(__pyx_t_1); if (unlikely(__pyx_t_4 == ((Py_ssize_t)-1))) __PYX_ERR(0, 270, __pyx_L1_error)
+  __pyx_t_4 = PyDict_Size(__pyx_t_1); if (unlikely(__pyx_t_4 == ((Py_ssize_t)-1))) __PYX_ERR(0, 268, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_v_self->p.twins = ((uint32_t)__pyx_t_4);
 
 
-  /* "daxfs/daemon/twins.pyx":271
+  /* "daxfs/daemon/twins.pyx":269
  *             self._budget.give(twin.uid)
  *         self.p.twins = <uint32_t>len(self._twins)
  *         return 0             # <<<<<<<<<<<<<<
@@ -24050,7 +23867,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages__remove(struct __pyx_obj_5daxfs_
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":266
+  /* "daxfs/daemon/twins.pyx":264
  *         return flags
  * 
  *     cdef int _remove(self, page) except -1:             # <<<<<<<<<<<<<<
@@ -24070,7 +23887,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages__remove(struct __pyx_obj_5daxfs_
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":273
+/* "daxfs/daemon/twins.pyx":271
  *         return 0
  * 
  *     cdef _Twin _new(self, page, bint with_bytes, uint32_t uid):             # <<<<<<<<<<<<<<
@@ -24095,19 +23912,19 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("_new", 0);
 
-  /* "daxfs/daemon/twins.pyx":274
+  /* "daxfs/daemon/twins.pyx":272
  * 
  *     cdef _Twin _new(self, page, bint with_bytes, uint32_t uid):
  *         cdef _Twin twin = _Twin.__new__(_Twin)             # <<<<<<<<<<<<<<
  *         twin.end = DX_PAGE
  *         twin.uid = uid
 */
-  __pyx_t_1 = ((PyObject *)__pyx_tp_new_5daxfs_6daemon_5twins__Twin(((PyTypeObject *)__pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin), __pyx_mstate_global->__pyx_empty_tuple, NULL)); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 274, __pyx_L1_error)
+  __pyx_t_1 = ((PyObject *)__pyx_tp_new_5daxfs_6daemon_5twins__Twin(((PyTypeObject *)__pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin), __pyx_mstate_global->__pyx_empty_tuple, NULL)); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 272, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_v_twin = ((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":275
+  /* "daxfs/daemon/twins.pyx":273
  *     cdef _Twin _new(self, page, bint with_bytes, uint32_t uid):
  *         cdef _Twin twin = _Twin.__new__(_Twin)
  *         twin.end = DX_PAGE             # <<<<<<<<<<<<<<
@@ -24116,7 +23933,7 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
 */
   __pyx_v_twin->end = DX_PAGE;
 
-  /* "daxfs/daemon/twins.pyx":276
+  /* "daxfs/daemon/twins.pyx":274
  *         cdef _Twin twin = _Twin.__new__(_Twin)
  *         twin.end = DX_PAGE
  *         twin.uid = uid             # <<<<<<<<<<<<<<
@@ -24125,7 +23942,7 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
 */
   __pyx_v_twin->uid = __pyx_v_uid;
 
-  /* "daxfs/daemon/twins.pyx":277
+  /* "daxfs/daemon/twins.pyx":275
  *         twin.end = DX_PAGE
  *         twin.uid = uid
  *         if with_bytes:             # <<<<<<<<<<<<<<
@@ -24134,7 +23951,7 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
 */
   if (__pyx_v_with_bytes) {
 
-    /* "daxfs/daemon/twins.pyx":278
+    /* "daxfs/daemon/twins.pyx":276
  *         twin.uid = uid
  *         if with_bytes:
  *             twin.bytes = <uint8_t *>malloc(DX_PAGE)             # <<<<<<<<<<<<<<
@@ -24143,7 +23960,7 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
 */
     __pyx_v_twin->bytes = ((uint8_t *)malloc(DX_PAGE));
 
-    /* "daxfs/daemon/twins.pyx":279
+    /* "daxfs/daemon/twins.pyx":277
  *         if with_bytes:
  *             twin.bytes = <uint8_t *>malloc(DX_PAGE)
  *             if twin.bytes == NULL:             # <<<<<<<<<<<<<<
@@ -24155,16 +23972,16 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
     if (unlikely(__pyx_t_2)) {
 
 
-      /* "daxfs/daemon/twins.pyx":280
+      /* "daxfs/daemon/twins.pyx":278
  *             twin.bytes = <uint8_t *>malloc(DX_PAGE)
  *             if twin.bytes == NULL:
  *                 raise MemoryError             # <<<<<<<<<<<<<<
  *             self._budget.take(uid)
  *         if not self._twins:
 */
-      PyErr_NoMemory(); __PYX_ERR(0, 280, __pyx_L1_error)
+      PyErr_NoMemory(); __PYX_ERR(0, 278, __pyx_L1_error)
 
-      /* "daxfs/daemon/twins.pyx":279
+      /* "daxfs/daemon/twins.pyx":277
  *         if with_bytes:
  *             twin.bytes = <uint8_t *>malloc(DX_PAGE)
  *             if twin.bytes == NULL:             # <<<<<<<<<<<<<<
@@ -24173,17 +23990,17 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":281
+    /* "daxfs/daemon/twins.pyx":279
  *             if twin.bytes == NULL:
  *                 raise MemoryError
  *             self._budget.take(uid)             # <<<<<<<<<<<<<<
  *         if not self._twins:
  *             self._on_first()
 */
-    __pyx_t_3 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Budget *)__pyx_v_self->_budget->__pyx_vtab)->take(__pyx_v_self->_budget, __pyx_v_uid); if (unlikely(__pyx_t_3 == ((int)-1))) __PYX_ERR(0, 281, __pyx_L1_error)
+    __pyx_t_3 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Budget *)__pyx_v_self->_budget->__pyx_vtab)->take(__pyx_v_self->_budget, __pyx_v_uid); if (unlikely(__pyx_t_3 == ((int)-1))) __PYX_ERR(0, 279, __pyx_L1_error)
 
 
-    /* "daxfs/daemon/twins.pyx":277
+    /* "daxfs/daemon/twins.pyx":275
  *         twin.end = DX_PAGE
  *         twin.uid = uid
  *         if with_bytes:             # <<<<<<<<<<<<<<
@@ -24192,7 +24009,7 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":282
+  /* "daxfs/daemon/twins.pyx":280
  *                 raise MemoryError
  *             self._budget.take(uid)
  *         if not self._twins:             # <<<<<<<<<<<<<<
@@ -24203,7 +24020,7 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
   else
   {
     Py_ssize_t __pyx_temp = __Pyx_PyDict_GET_SIZE(__pyx_v_self->_twins);
-    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 282, __pyx_L1_error)
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 280, __pyx_L1_error)
     __pyx_t_2 = (__pyx_temp != 0);
   }
 
@@ -24213,7 +24030,7 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
   if (__pyx_t_4) {
 
 
-    /* "daxfs/daemon/twins.pyx":283
+    /* "daxfs/daemon/twins.pyx":281
  *             self._budget.take(uid)
  *         if not self._twins:
  *             self._on_first()             # <<<<<<<<<<<<<<
@@ -24240,12 +24057,12 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
       __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_7, (1-__pyx_t_7) | (__pyx_t_7*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_5); __pyx_t_5 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 283, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 281, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-    /* "daxfs/daemon/twins.pyx":282
+    /* "daxfs/daemon/twins.pyx":280
  *                 raise MemoryError
  *             self._budget.take(uid)
  *         if not self._twins:             # <<<<<<<<<<<<<<
@@ -24254,7 +24071,7 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":284
+  /* "daxfs/daemon/twins.pyx":282
  *         if not self._twins:
  *             self._on_first()
  *         self._twins[page] = twin             # <<<<<<<<<<<<<<
@@ -24263,11 +24080,11 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
 */
   if (unlikely(__pyx_v_self->_twins == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-    __PYX_ERR(0, 284, __pyx_L1_error)
+    __PYX_ERR(0, 282, __pyx_L1_error)
   }
-  if (unlikely((PyDict_SetItem(__pyx_v_self->_twins, __pyx_v_page, ((PyObject *)__pyx_v_twin)) < 0))) __PYX_ERR(0, 284, __pyx_L1_error)
+  if (unlikely((PyDict_SetItem(__pyx_v_self->_twins, __pyx_v_page, ((PyObject *)__pyx_v_twin)) < 0))) __PYX_ERR(0, 282, __pyx_L1_error)
 
-  /* "daxfs/daemon/twins.pyx":285
+  /* "daxfs/daemon/twins.pyx":283
  *             self._on_first()
  *         self._twins[page] = twin
  *         self.p.twins = <uint32_t>len(self._twins)             # <<<<<<<<<<<<<<
@@ -24278,14 +24095,14 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 285, __pyx_L1_error)
+    __PYX_ERR(0, 283, __pyx_L1_error)
   }
-  __pyx_t_8 = PyDict_Size(__pyx_t_1); if (unlikely(__pyx_t_8 == ((Py_ssize_t)-1))) __PYX_ERR(0, 285, __pyx_L1_error)
+  __pyx_t_8 = PyDict_Size(__pyx_t_1); if (unlikely(__pyx_t_8 == ((Py_ssize_t)-1))) __PYX_ERR(0, 283, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_v_self->p.twins = ((uint32_t)__pyx_t_8);
 
 
-  /* "daxfs/daemon/twins.pyx":286
+  /* "daxfs/daemon/twins.pyx":284
  *         self._twins[page] = twin
  *         self.p.twins = <uint32_t>len(self._twins)
  *         return twin             # <<<<<<<<<<<<<<
@@ -24303,7 +24120,7 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":273
+  /* "daxfs/daemon/twins.pyx":271
  *         return 0
  * 
  *     cdef _Twin _new(self, page, bint with_bytes, uint32_t uid):             # <<<<<<<<<<<<<<
@@ -24325,7 +24142,7 @@ static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twi
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":290
+/* "daxfs/daemon/twins.pyx":288
  *     # -- handing out --
  * 
  *     def fill(self, uint64_t offset, uint64_t size, uint32_t uid, bint insist=False):             # <<<<<<<<<<<<<<
@@ -24375,62 +24192,62 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_offset,&__pyx_mstate_global->__pyx_n_u_size,&__pyx_mstate_global->__pyx_n_u_uid,&__pyx_mstate_global->__pyx_n_u_insist,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 290, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 288, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 290, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 288, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 290, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 288, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 290, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 288, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 290, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 288, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "fill", 0) < (0)) __PYX_ERR(0, 290, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "fill", 0) < (0)) __PYX_ERR(0, 288, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 3; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("fill", 0, 3, 4, i); __PYX_ERR(0, 290, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("fill", 0, 3, 4, i); __PYX_ERR(0, 288, __pyx_L3_error) }
       }
     } else {
       switch (__pyx_nargs) {
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 290, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 288, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 290, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 288, __pyx_L3_error)
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 290, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 288, __pyx_L3_error)
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 290, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 288, __pyx_L3_error)
         break;
         default: goto __pyx_L5_argtuple_error;
       }
     }
-    __pyx_v_offset = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_offset == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 290, __pyx_L3_error)
-    __pyx_v_size = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_size == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 290, __pyx_L3_error)
-    __pyx_v_uid = __Pyx_PyLong_As_uint32_t(values[2]); if (unlikely((__pyx_v_uid == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 290, __pyx_L3_error)
+    __pyx_v_offset = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_offset == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 288, __pyx_L3_error)
+    __pyx_v_size = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_size == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 288, __pyx_L3_error)
+    __pyx_v_uid = __Pyx_PyLong_As_uint32_t(values[2]); if (unlikely((__pyx_v_uid == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 288, __pyx_L3_error)
     if (values[3]) {
-      __pyx_v_insist = __Pyx_PyObject_IsTrue(values[3]); if (unlikely((__pyx_v_insist == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 290, __pyx_L3_error)
+      __pyx_v_insist = __Pyx_PyObject_IsTrue(values[3]); if (unlikely((__pyx_v_insist == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 288, __pyx_L3_error)
     } else {
       __pyx_v_insist = ((int)0);
     }
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("fill", 0, 3, 4, __pyx_nargs); __PYX_ERR(0, 290, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("fill", 0, 3, 4, __pyx_nargs); __PYX_ERR(0, 288, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -24476,12 +24293,12 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
   uint64_t __pyx_t_4;
   uint64_t __pyx_t_5;
   int __pyx_t_6;
-  Py_ssize_t __pyx_t_7;
-  int __pyx_t_8;
+  int __pyx_t_7;
+  PyObject *__pyx_t_8 = NULL;
   PyObject *__pyx_t_9 = NULL;
-  PyObject *__pyx_t_10 = NULL;
-  PyObject *__pyx_t_11 = NULL;
-  size_t __pyx_t_12;
+  size_t __pyx_t_10;
+  Py_ssize_t __pyx_t_11;
+  PyObject *__pyx_t_12 = NULL;
   int __pyx_t_13;
   uint64_t __pyx_t_14;
   uint64_t __pyx_t_15;
@@ -24490,7 +24307,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("fill", 0);
 
-  /* "daxfs/daemon/twins.pyx":294
+  /* "daxfs/daemon/twins.pyx":292
  *         takes, unless one insists. `uid`: of the user whose pages they are."""
  *         global _now
  *         cdef const dx_map *m = &self.map.m             # <<<<<<<<<<<<<<
@@ -24499,7 +24316,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
 */
   __pyx_v_m = (&__pyx_v_self->map->m);
 
-  /* "daxfs/daemon/twins.pyx":295
+  /* "daxfs/daemon/twins.pyx":293
  *         global _now
  *         cdef const dx_map *m = &self.map.m
  *         cdef uint64_t length = m.size - offset if offset < m.size else 0             # <<<<<<<<<<<<<<
@@ -24518,7 +24335,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
 
   __pyx_v_length = __pyx_t_1;
 
-  /* "daxfs/daemon/twins.pyx":296
+  /* "daxfs/daemon/twins.pyx":294
  *         cdef const dx_map *m = &self.map.m
  *         cdef uint64_t length = m.size - offset if offset < m.size else 0
  *         cdef uint64_t first = offset >> DX_PAGE_SHIFT, end = (offset + size + DX_PAGE - 1) >> DX_PAGE_SHIFT, page, at, n             # <<<<<<<<<<<<<<
@@ -24528,7 +24345,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
   __pyx_v_first = (__pyx_v_offset >> DX_PAGE_SHIFT);
   __pyx_v_end = ((((__pyx_v_offset + __pyx_v_size) + DX_PAGE) - 1) >> DX_PAGE_SHIFT);
 
-  /* "daxfs/daemon/twins.pyx":297
+  /* "daxfs/daemon/twins.pyx":295
  *         cdef uint64_t length = m.size - offset if offset < m.size else 0
  *         cdef uint64_t first = offset >> DX_PAGE_SHIFT, end = (offset + size + DX_PAGE - 1) >> DX_PAGE_SHIFT, page, at, n
  *         cdef uint64_t wanted = 0             # <<<<<<<<<<<<<<
@@ -24537,18 +24354,18 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
 */
   __pyx_v_wanted = 0;
 
-  /* "daxfs/daemon/twins.pyx":302
+  /* "daxfs/daemon/twins.pyx":300
  *         cdef bytearray covered
  *         cdef _Twin twin
  *         self.inode.map  # is loaded             # <<<<<<<<<<<<<<
  *         if length > size:
  *             length = size
 */
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_map); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 302, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_map); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 300, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-  /* "daxfs/daemon/twins.pyx":303
+  /* "daxfs/daemon/twins.pyx":301
  *         cdef _Twin twin
  *         self.inode.map  # is loaded
  *         if length > size:             # <<<<<<<<<<<<<<
@@ -24560,7 +24377,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
   if (__pyx_t_2) {
 
 
-    /* "daxfs/daemon/twins.pyx":304
+    /* "daxfs/daemon/twins.pyx":302
  *         self.inode.map  # is loaded
  *         if length > size:
  *             length = size             # <<<<<<<<<<<<<<
@@ -24569,7 +24386,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
 */
     __pyx_v_length = __pyx_v_size;
 
-    /* "daxfs/daemon/twins.pyx":303
+    /* "daxfs/daemon/twins.pyx":301
  *         cdef _Twin twin
  *         self.inode.map  # is loaded
  *         if length > size:             # <<<<<<<<<<<<<<
@@ -24578,19 +24395,19 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":305
+  /* "daxfs/daemon/twins.pyx":303
  *         if length > size:
  *             length = size
  *         data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)             # <<<<<<<<<<<<<<
  *         to = <uint8_t *>PyBytes_AS_STRING(data)
  *         memset(to, 0, length)
 */
-  __pyx_t_3 = PyBytes_FromStringAndSize(NULL, ((Py_ssize_t)__pyx_v_length)); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 305, __pyx_L1_error)
+  __pyx_t_3 = PyBytes_FromStringAndSize(NULL, ((Py_ssize_t)__pyx_v_length)); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 303, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __pyx_v_data = ((PyObject*)__pyx_t_3);
   __pyx_t_3 = 0;
 
-  /* "daxfs/daemon/twins.pyx":306
+  /* "daxfs/daemon/twins.pyx":304
  *             length = size
  *         data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
  *         to = <uint8_t *>PyBytes_AS_STRING(data)             # <<<<<<<<<<<<<<
@@ -24599,7 +24416,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
 */
   __pyx_v_to = ((uint8_t *)PyBytes_AS_STRING(__pyx_v_data));
 
-  /* "daxfs/daemon/twins.pyx":307
+  /* "daxfs/daemon/twins.pyx":305
  *         data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
  *         to = <uint8_t *>PyBytes_AS_STRING(data)
  *         memset(to, 0, length)             # <<<<<<<<<<<<<<
@@ -24608,7 +24425,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
 */
   (void)(memset(__pyx_v_to, 0, __pyx_v_length));
 
-  /* "daxfs/daemon/twins.pyx":308
+  /* "daxfs/daemon/twins.pyx":306
  *         to = <uint8_t *>PyBytes_AS_STRING(data)
  *         memset(to, 0, length)
  *         _copy_out(m, offset, to, length)             # <<<<<<<<<<<<<<
@@ -24617,19 +24434,19 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
 */
   __pyx_f_5daxfs_6daemon_5twins__copy_out(__pyx_v_m, __pyx_v_offset, __pyx_v_to, __pyx_v_length);
 
-  /* "daxfs/daemon/twins.pyx":309
+  /* "daxfs/daemon/twins.pyx":307
  *         memset(to, 0, length)
  *         _copy_out(m, offset, to, length)
  *         covered = self._covered(first, end)             # <<<<<<<<<<<<<<
  *         if self._twins:  # the kernel has none of these pages
  *             for page in range(first, end):
 */
-  __pyx_t_3 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_covered(__pyx_v_self, __pyx_v_first, __pyx_v_end); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 309, __pyx_L1_error)
+  __pyx_t_3 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_covered(__pyx_v_self, __pyx_v_first, __pyx_v_end); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 307, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __pyx_v_covered = ((PyObject*)__pyx_t_3);
   __pyx_t_3 = 0;
 
-  /* "daxfs/daemon/twins.pyx":310
+  /* "daxfs/daemon/twins.pyx":308
  *         _copy_out(m, offset, to, length)
  *         covered = self._covered(first, end)
  *         if self._twins:  # the kernel has none of these pages             # <<<<<<<<<<<<<<
@@ -24640,14 +24457,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
   else
   {
     Py_ssize_t __pyx_temp = __Pyx_PyDict_GET_SIZE(__pyx_v_self->_twins);
-    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 310, __pyx_L1_error)
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 308, __pyx_L1_error)
     __pyx_t_2 = (__pyx_temp != 0);
   }
 
   if (__pyx_t_2) {
 
 
-    /* "daxfs/daemon/twins.pyx":311
+    /* "daxfs/daemon/twins.pyx":309
  *         covered = self._covered(first, end)
  *         if self._twins:  # the kernel has none of these pages
  *             for page in range(first, end):             # <<<<<<<<<<<<<<
@@ -24661,49 +24478,49 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
     for (__pyx_t_5 = __pyx_v_first; __pyx_t_5 < __pyx_t_4; __pyx_t_5+=1) {
       __pyx_v_page = __pyx_t_5;
 
-      /* "daxfs/daemon/twins.pyx":312
+      /* "daxfs/daemon/twins.pyx":310
  *         if self._twins:  # the kernel has none of these pages
  *             for page in range(first, end):
  *                 if page in self._twins:             # <<<<<<<<<<<<<<
  *                     self._remove(page)
- *         wanted = covered.count(1)
+ *         if not (self._twins or self._claims or self._pins.has_file(self.inode.ino)):
 */
-      __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_page); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 312, __pyx_L1_error)
+      __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_page); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 310, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
       if (unlikely(__pyx_v_self->_twins == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-        __PYX_ERR(0, 312, __pyx_L1_error)
+        __PYX_ERR(0, 310, __pyx_L1_error)
       }
-      __pyx_t_2 = (__Pyx_PyDict_ContainsTF(__pyx_t_3, __pyx_v_self->_twins, Py_EQ)); if (unlikely((__pyx_t_2 < 0))) __PYX_ERR(0, 312, __pyx_L1_error)
+      __pyx_t_2 = (__Pyx_PyDict_ContainsTF(__pyx_t_3, __pyx_v_self->_twins, Py_EQ)); if (unlikely((__pyx_t_2 < 0))) __PYX_ERR(0, 310, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       if (__pyx_t_2) {
 
 
-        /* "daxfs/daemon/twins.pyx":313
+        /* "daxfs/daemon/twins.pyx":311
  *             for page in range(first, end):
  *                 if page in self._twins:
  *                     self._remove(page)             # <<<<<<<<<<<<<<
- *         wanted = covered.count(1)
- *         if wanted and not insist and not self._budget.has_room(uid, wanted):
+ *         if not (self._twins or self._claims or self._pins.has_file(self.inode.ino)):
+ *             self.p.careful = 0
 */
-        __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_page); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 313, __pyx_L1_error)
+        __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_page); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 311, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_3);
-        __pyx_t_6 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_remove(__pyx_v_self, __pyx_t_3); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 313, __pyx_L1_error)
+        __pyx_t_6 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_remove(__pyx_v_self, __pyx_t_3); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 311, __pyx_L1_error)
         __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
 
-        /* "daxfs/daemon/twins.pyx":312
+        /* "daxfs/daemon/twins.pyx":310
  *         if self._twins:  # the kernel has none of these pages
  *             for page in range(first, end):
  *                 if page in self._twins:             # <<<<<<<<<<<<<<
  *                     self._remove(page)
- *         wanted = covered.count(1)
+ *         if not (self._twins or self._claims or self._pins.has_file(self.inode.ino)):
 */
       }
     }
 
 
-    /* "daxfs/daemon/twins.pyx":310
+    /* "daxfs/daemon/twins.pyx":308
  *         _copy_out(m, offset, to, length)
  *         covered = self._covered(first, end)
  *         if self._twins:  # the kernel has none of these pages             # <<<<<<<<<<<<<<
@@ -24712,72 +24529,154 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":314
+  /* "daxfs/daemon/twins.pyx":312
  *                 if page in self._twins:
  *                     self._remove(page)
+ *         if not (self._twins or self._claims or self._pins.has_file(self.inode.ino)):             # <<<<<<<<<<<<<<
+ *             self.p.careful = 0
+ *         wanted = covered.count(1)
+*/
+  if (__pyx_v_self->_twins == Py_None) __pyx_t_7 = 0;
+  else
+  {
+    Py_ssize_t __pyx_temp = __Pyx_PyDict_GET_SIZE(__pyx_v_self->_twins);
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 312, __pyx_L1_error)
+    __pyx_t_7 = (__pyx_temp != 0);
+  }
+
+  if (!__pyx_t_7) {
+
+  } else {
+
+    __pyx_t_2 = __pyx_t_7;
+
+    goto __pyx_L9_bool_binop_done;
+  }
+  if (__pyx_v_self->_claims == Py_None) __pyx_t_7 = 0;
+  else
+  {
+    Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_v_self->_claims);
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 312, __pyx_L1_error)
+    __pyx_t_7 = (__pyx_temp != 0);
+  }
+
+  if (!__pyx_t_7) {
+
+  } else {
+
+    __pyx_t_2 = __pyx_t_7;
+
+    goto __pyx_L9_bool_binop_done;
+  }
+  __pyx_t_8 = __pyx_v_self->_pins;
+  __Pyx_INCREF(__pyx_t_8);
+  __pyx_t_9 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 312, __pyx_L1_error)
+  __Pyx_GOTREF(__pyx_t_9);
+  __pyx_t_10 = 0;
+  {
+    PyObject *__pyx_callargs[2] = {__pyx_t_8, __pyx_t_9};
+    __pyx_t_3 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_has_file, __pyx_callargs+__pyx_t_10, (2-__pyx_t_10) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
+    __Pyx_XDECREF(__pyx_t_8); __pyx_t_8 = 0;
+    __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 312, __pyx_L1_error)
+    __Pyx_GOTREF(__pyx_t_3);
+  }
+  __pyx_t_7 = __Pyx_PyObject_IsTrue(__pyx_t_3); if (unlikely((__pyx_t_7 < 0))) __PYX_ERR(0, 312, __pyx_L1_error)
+  __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
+
+  __pyx_t_2 = __pyx_t_7;
+
+  __pyx_L9_bool_binop_done:;
+  __pyx_t_7 = (!__pyx_t_2);
+
+
+  if (__pyx_t_7) {
+
+
+    /* "daxfs/daemon/twins.pyx":313
+ *                     self._remove(page)
+ *         if not (self._twins or self._claims or self._pins.has_file(self.inode.ino)):
+ *             self.p.careful = 0             # <<<<<<<<<<<<<<
+ *         wanted = covered.count(1)
+ *         if wanted and not insist and not self._budget.has_room(uid, wanted):
+*/
+    __pyx_v_self->p.careful = 0;
+
+    /* "daxfs/daemon/twins.pyx":312
+ *                 if page in self._twins:
+ *                     self._remove(page)
+ *         if not (self._twins or self._claims or self._pins.has_file(self.inode.ino)):             # <<<<<<<<<<<<<<
+ *             self.p.careful = 0
+ *         wanted = covered.count(1)
+*/
+  }
+
+  /* "daxfs/daemon/twins.pyx":314
+ *         if not (self._twins or self._claims or self._pins.has_file(self.inode.ino)):
+ *             self.p.careful = 0
  *         wanted = covered.count(1)             # <<<<<<<<<<<<<<
  *         if wanted and not insist and not self._budget.has_room(uid, wanted):
  *             return None
 */
   __pyx_t_3 = __Pyx_CallUnboundCMethod1(&__pyx_mstate_global->__pyx_umethod_PyByteArray_Type__count, __pyx_v_covered, __pyx_mstate_global->__pyx_int_1); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 314, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_7 = __Pyx_PyIndex_AsSsize_t(__pyx_t_3); if (unlikely((__pyx_t_7 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(0, 314, __pyx_L1_error)
+  __pyx_t_11 = __Pyx_PyIndex_AsSsize_t(__pyx_t_3); if (unlikely((__pyx_t_11 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(0, 314, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-  __pyx_v_wanted = __pyx_t_7;
+  __pyx_v_wanted = __pyx_t_11;
 
   /* "daxfs/daemon/twins.pyx":315
- *                     self._remove(page)
+ *             self.p.careful = 0
  *         wanted = covered.count(1)
  *         if wanted and not insist and not self._budget.has_room(uid, wanted):             # <<<<<<<<<<<<<<
  *             return None
  *         _now += 1
 */
-  __pyx_t_8 = (__pyx_v_wanted != 0);
+  __pyx_t_2 = (__pyx_v_wanted != 0);
 
-  if (__pyx_t_8) {
+  if (__pyx_t_2) {
 
   } else {
 
-    __pyx_t_2 = __pyx_t_8;
+    __pyx_t_7 = __pyx_t_2;
 
-    goto __pyx_L9_bool_binop_done;
+    goto __pyx_L13_bool_binop_done;
   }
-  __pyx_t_8 = (!__pyx_v_insist);
+  __pyx_t_2 = (!__pyx_v_insist);
 
-  if (__pyx_t_8) {
+  if (__pyx_t_2) {
 
   } else {
 
-    __pyx_t_2 = __pyx_t_8;
+    __pyx_t_7 = __pyx_t_2;
 
-    goto __pyx_L9_bool_binop_done;
+    goto __pyx_L13_bool_binop_done;
   }
   __pyx_t_9 = ((PyObject *)__pyx_v_self->_budget);
   __Pyx_INCREF(__pyx_t_9);
-  __pyx_t_10 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 315, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_10);
-  __pyx_t_11 = __Pyx_PyLong_From_uint64_t(__pyx_v_wanted); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 315, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_11);
-  __pyx_t_12 = 0;
+  __pyx_t_8 = __Pyx_PyLong_From_uint32_t(__pyx_v_uid); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 315, __pyx_L1_error)
+  __Pyx_GOTREF(__pyx_t_8);
+  __pyx_t_12 = __Pyx_PyLong_From_uint64_t(__pyx_v_wanted); if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 315, __pyx_L1_error)
+  __Pyx_GOTREF(__pyx_t_12);
+  __pyx_t_10 = 0;
   {
-    PyObject *__pyx_callargs[3] = {__pyx_t_9, __pyx_t_10, __pyx_t_11};
-    __pyx_t_3 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_has_room, __pyx_callargs+__pyx_t_12, (3-__pyx_t_12) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
+    PyObject *__pyx_callargs[3] = {__pyx_t_9, __pyx_t_8, __pyx_t_12};
+    __pyx_t_3 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_has_room, __pyx_callargs+__pyx_t_10, (3-__pyx_t_10) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_9); __pyx_t_9 = 0;
-    __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
-    __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
+    __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
+    __Pyx_DECREF(__pyx_t_12); __pyx_t_12 = 0;
     if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 315, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
   }
-  __pyx_t_8 = __Pyx_PyObject_IsTrue(__pyx_t_3); if (unlikely((__pyx_t_8 < 0))) __PYX_ERR(0, 315, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyObject_IsTrue(__pyx_t_3); if (unlikely((__pyx_t_2 < 0))) __PYX_ERR(0, 315, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-  __pyx_t_13 = (!__pyx_t_8);
+  __pyx_t_13 = (!__pyx_t_2);
 
 
 
-  __pyx_t_2 = __pyx_t_13;
+  __pyx_t_7 = __pyx_t_13;
 
-  __pyx_L9_bool_binop_done:;
-  if (__pyx_t_2) {
+  __pyx_L13_bool_binop_done:;
+  if (__pyx_t_7) {
 
 
     /* "daxfs/daemon/twins.pyx":316
@@ -24798,7 +24697,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
     goto __pyx_L0;
 
     /* "daxfs/daemon/twins.pyx":315
- *                     self._remove(page)
+ *             self.p.careful = 0
  *         wanted = covered.count(1)
  *         if wanted and not insist and not self._budget.has_room(uid, wanted):             # <<<<<<<<<<<<<<
  *             return None
@@ -24838,10 +24737,10 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
 */
     __pyx_t_14 = (__pyx_v_page - __pyx_v_first);
 
-    __pyx_t_2 = (!(((unsigned char)(__Pyx_PyByteArray_AsString(__pyx_v_covered)[__pyx_t_14])) != 0));
+    __pyx_t_7 = (!(((unsigned char)(__Pyx_PyByteArray_AsString(__pyx_v_covered)[__pyx_t_14])) != 0));
 
 
-    if (__pyx_t_2) {
+    if (__pyx_t_7) {
 
 
       /* "daxfs/daemon/twins.pyx":320
@@ -24860,7 +24759,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
  *             twin = self._new(page, True, uid)
  *             twin.handed = _now
 */
-      goto __pyx_L12_continue;
+      goto __pyx_L16_continue;
 
       /* "daxfs/daemon/twins.pyx":319
  *         _now += 1
@@ -24880,11 +24779,11 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
 */
     __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_page); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 322, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_11 = ((PyObject *)((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_new(__pyx_v_self, __pyx_t_3, 1, __pyx_v_uid)); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 322, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_11);
+    __pyx_t_12 = ((PyObject *)((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_new(__pyx_v_self, __pyx_t_3, 1, __pyx_v_uid)); if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 322, __pyx_L1_error)
+    __Pyx_GOTREF(__pyx_t_12);
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    __Pyx_XDECREF_SET(__pyx_v_twin, ((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_t_11));
-    __pyx_t_11 = 0;
+    __Pyx_XDECREF_SET(__pyx_v_twin, ((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_t_12));
+    __pyx_t_12 = 0;
 
     /* "daxfs/daemon/twins.pyx":323
  *                 continue
@@ -24911,9 +24810,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
  *             memcpy(twin.bytes, to + at, n)
  *             memset(twin.bytes + n, 0, DX_PAGE - n)
 */
-    __pyx_t_2 = (__pyx_v_at >= __pyx_v_length);
+    __pyx_t_7 = (__pyx_v_at >= __pyx_v_length);
 
-    if (__pyx_t_2) {
+    if (__pyx_t_7) {
 
       __pyx_t_14 = 0;
     } else {
@@ -24949,7 +24848,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
  * 
 */
     (void)(memset((__pyx_v_twin->bytes + __pyx_v_n), 0, (DX_PAGE - __pyx_v_n)));
-    __pyx_L12_continue:;
+    __pyx_L16_continue:;
   }
 
 
@@ -24971,7 +24870,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":290
+  /* "daxfs/daemon/twins.pyx":288
  *     # -- handing out --
  * 
  *     def fill(self, uint64_t offset, uint64_t size, uint32_t uid, bint insist=False):             # <<<<<<<<<<<<<<
@@ -24982,9 +24881,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5
   /* function exit code */
   __pyx_L1_error:;
   __Pyx_XDECREF(__pyx_t_3);
+  __Pyx_XDECREF(__pyx_t_8);
   __Pyx_XDECREF(__pyx_t_9);
-  __Pyx_XDECREF(__pyx_t_10);
-  __Pyx_XDECREF(__pyx_t_11);
+  __Pyx_XDECREF(__pyx_t_12);
   __Pyx_AddTraceback("daxfs.daemon.twins.Pages.fill", __pyx_clineno, __pyx_lineno, __pyx_filename);
   __pyx_r = NULL;
   __pyx_L0:;
@@ -27991,7 +27890,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
   PyObject *__pyx_v_pages = NULL;
   PyObject *__pyx_v_page = NULL;
   PyObject *__pyx_v_twin = NULL;
-  PyObject *__pyx_8genexpr6__pyx_v_one = NULL;
+  PyObject *__pyx_8genexpr5__pyx_v_one = NULL;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   PyObject *__pyx_t_1 = NULL;
@@ -28039,9 +27938,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
       ++__pyx_t_3;
       if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 481, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_4);
-      __Pyx_XDECREF_SET(__pyx_8genexpr6__pyx_v_one, __pyx_t_4);
+      __Pyx_XDECREF_SET(__pyx_8genexpr5__pyx_v_one, __pyx_t_4);
       __pyx_t_4 = 0;
-      __pyx_t_4 = __Pyx_GetItemInt(__pyx_8genexpr6__pyx_v_one, 0, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 481, __pyx_L5_error)
+      __pyx_t_4 = __Pyx_GetItemInt(__pyx_8genexpr5__pyx_v_one, 0, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 481, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_4);
       __pyx_t_6 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 481, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_6);
@@ -28056,7 +27955,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
 
         goto __pyx_L9_bool_binop_done;
       }
-      __pyx_t_6 = __Pyx_GetItemInt(__pyx_8genexpr6__pyx_v_one, 1, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 481, __pyx_L5_error)
+      __pyx_t_6 = __Pyx_GetItemInt(__pyx_8genexpr5__pyx_v_one, 1, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 481, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_6);
       __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 481, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_4);
@@ -28069,14 +27968,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
       __pyx_L9_bool_binop_done:;
       if (__pyx_t_5) {
 
-        if (unlikely(__Pyx_ListComp_Append(__pyx_t_1, __pyx_8genexpr6__pyx_v_one))) __PYX_ERR(0, 481, __pyx_L5_error)
+        if (unlikely(__Pyx_ListComp_Append(__pyx_t_1, __pyx_8genexpr5__pyx_v_one))) __PYX_ERR(0, 481, __pyx_L5_error)
       }
     }
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-    __Pyx_XDECREF(__pyx_8genexpr6__pyx_v_one); __pyx_8genexpr6__pyx_v_one = 0;
+    __Pyx_XDECREF(__pyx_8genexpr5__pyx_v_one); __pyx_8genexpr5__pyx_v_one = 0;
     goto __pyx_L12_exit_scope;
     __pyx_L5_error:;
-    __Pyx_XDECREF(__pyx_8genexpr6__pyx_v_one); __pyx_8genexpr6__pyx_v_one = 0;
+    __Pyx_XDECREF(__pyx_8genexpr5__pyx_v_one); __pyx_8genexpr5__pyx_v_one = 0;
     goto __pyx_L1_error;
     __pyx_L12_exit_scope:;
   } /* exit inner scope */
@@ -28392,7 +28291,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
   __Pyx_XDECREF(__pyx_v_pages);
   __Pyx_XDECREF(__pyx_v_page);
   __Pyx_XDECREF(__pyx_v_twin);
-  __Pyx_XDECREF(__pyx_8genexpr6__pyx_v_one);
+  __Pyx_XDECREF(__pyx_8genexpr5__pyx_v_one);
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
@@ -28749,7 +28648,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
  *             out.append((first, end))
  *         return out             # <<<<<<<<<<<<<<
  * 
- *     def users(self):
+ *     def stale(self, uint64_t first, uint64_t end, const uint8_t[::1] data, uint32_t patience):
 */
   {
     PyObject *__pyx_temp;
@@ -28791,21 +28690,531 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
 /* "daxfs/daemon/twins.pyx":507
  *         return out
  * 
- *     def users(self):             # <<<<<<<<<<<<<<
- *         """The users who have twins here."""
- *         return {(<_Twin>twin).uid for twin in self._twins.values() if (<_Twin>twin).bytes != NULL}
+ *     def stale(self, uint64_t first, uint64_t end, const uint8_t[::1] data, uint32_t patience):             # <<<<<<<<<<<<<<
+ *         """Compare pages of a range, as the kernel has them now, with their twins and blocks; `data` ends where the kernel has a gap.
+ *         Whether each page must be dropped: one side has changed, or neither has for `patience` looks. Fewer flags than pages:
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_37users(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_37stale(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_36users, "The users who have twins here.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_37users(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_36stale, "Compare pages of a range, as the kernel has them now, with their twins and blocks; `data` ends where the kernel has a gap.\n        Whether each page must be dropped: one side has changed, or neither has for `patience` looks. Fewer flags than pages:\n        the kernel does not have the next one.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_37stale(PyObject *__pyx_v_self, 
+#if CYTHON_VECTORCALL
+PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
+#else
+PyObject *__pyx_args, PyObject *__pyx_kwds
+#endif
+) {
+  uint64_t __pyx_v_first;
+  uint64_t __pyx_v_end;
+  __Pyx_memviewslice __pyx_v_data = { 0, 0, { 0 }, { 0 }, { 0 } };
+  uint32_t __pyx_v_patience;
+  #if !CYTHON_VECTORCALL
+  CYTHON_UNUSED Py_ssize_t __pyx_nargs;
+  #endif
+  CYTHON_UNUSED PyObject *const *__pyx_kwvalues;
+  PyObject* values[4] = {0,0,0,0};
+  int __pyx_lineno = 0;
+  const char *__pyx_filename = NULL;
+  int __pyx_clineno = 0;
+  PyObject *__pyx_r = 0;
+  __Pyx_RefNannyDeclarations
+  __Pyx_RefNannySetupContext("stale (wrapper)", 0);
+  #if !CYTHON_VECTORCALL
+  #if CYTHON_ASSUME_SAFE_SIZE
+  __pyx_nargs = PyTuple_GET_SIZE(__pyx_args);
+  #else
+  __pyx_nargs = PyTuple_Size(__pyx_args); if (unlikely(__pyx_nargs < 0)) return NULL;
+  #endif
+  #endif
+  __pyx_kwvalues = __Pyx_KwValues_FASTCALL(__pyx_args, __pyx_nargs);
+  {
+    PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_first,&__pyx_mstate_global->__pyx_n_u_end,&__pyx_mstate_global->__pyx_n_u_data,&__pyx_mstate_global->__pyx_n_u_patience,0};
+    const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 507, __pyx_L3_error)
+    if (__pyx_kwds_len > 0) {
+      switch (__pyx_nargs) {
+        case  4:
+        values[3] = __Pyx_ArgRef_FASTCALL(__pyx_args, 3);
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 507, __pyx_L3_error)
+        CYTHON_FALLTHROUGH;
+        case  3:
+        values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 507, __pyx_L3_error)
+        CYTHON_FALLTHROUGH;
+        case  2:
+        values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 507, __pyx_L3_error)
+        CYTHON_FALLTHROUGH;
+        case  1:
+        values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 507, __pyx_L3_error)
+        CYTHON_FALLTHROUGH;
+        case  0: break;
+        default: goto __pyx_L5_argtuple_error;
+      }
+      const Py_ssize_t kwd_pos_args = __pyx_nargs;
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "stale", 0) < (0)) __PYX_ERR(0, 507, __pyx_L3_error)
+      for (Py_ssize_t i = __pyx_nargs; i < 4; i++) {
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("stale", 1, 4, 4, i); __PYX_ERR(0, 507, __pyx_L3_error) }
+      }
+    } else if (unlikely(__pyx_nargs != 4)) {
+      goto __pyx_L5_argtuple_error;
+    } else {
+      values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 507, __pyx_L3_error)
+      values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 507, __pyx_L3_error)
+      values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 507, __pyx_L3_error)
+      values[3] = __Pyx_ArgRef_FASTCALL(__pyx_args, 3);
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 507, __pyx_L3_error)
+    }
+    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 507, __pyx_L3_error)
+    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 507, __pyx_L3_error)
+    __pyx_v_data = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(values[2], 0); if (unlikely(!__pyx_v_data.memview)) __PYX_ERR(0, 507, __pyx_L3_error)
+    __pyx_v_patience = __Pyx_PyLong_As_uint32_t(values[3]); if (unlikely((__pyx_v_patience == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 507, __pyx_L3_error)
+  }
+  goto __pyx_L6_skip;
+  __pyx_L5_argtuple_error:;
+  __Pyx_RaiseArgtupleInvalid("stale", 1, 4, 4, __pyx_nargs); __PYX_ERR(0, 507, __pyx_L3_error)
+  __pyx_L6_skip:;
+  goto __pyx_L4_argument_unpacking_done;
+  __pyx_L3_error:;
+  for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
+    Py_XDECREF(values[__pyx_temp]);
+  }
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_data, 1);
+  __Pyx_AddTraceback("daxfs.daemon.twins.Pages.stale", __pyx_clineno, __pyx_lineno, __pyx_filename);
+  __Pyx_RefNannyFinishContext();
+  return NULL;
+  __pyx_L4_argument_unpacking_done:;
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_first, __pyx_v_end, __pyx_v_data, __pyx_v_patience);
+
+  /* function exit code */
+  for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
+    Py_XDECREF(values[__pyx_temp]);
+  }
+
+
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_data, 1);
+
+  __Pyx_RefNannyFinishContext();
+  return __pyx_r;
+}
+
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, __Pyx_memviewslice __pyx_v_data, uint32_t __pyx_v_patience) {
+  uint64_t __pyx_v_page;
+  uint64_t __pyx_v_at;
+  uint64_t __pyx_v_n;
+  uint64_t __pyx_v_size;
+  dx_map const *__pyx_v_m;
+  uint8_t const *__pyx_v_block;
+  struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_v_twin = 0;
+  PyObject *__pyx_v_out = 0;
+  PyObject *__pyx_r = NULL;
+  __Pyx_RefNannyDeclarations
+  PyObject *__pyx_t_1 = NULL;
+  uint64_t __pyx_t_2;
+  uint64_t __pyx_t_3;
+  uint64_t __pyx_t_4;
+  int __pyx_t_5;
+  uint64_t __pyx_t_6;
+  uint64_t __pyx_t_7;
+  uint64_t __pyx_t_8;
+  PyObject *__pyx_t_9 = NULL;
+  int __pyx_t_10;
+  int __pyx_t_11;
+  uint8_t const *__pyx_t_12;
+  int __pyx_lineno = 0;
+  const char *__pyx_filename = NULL;
+  int __pyx_clineno = 0;
+  __Pyx_RefNannySetupContext("stale", 0);
+
+  /* "daxfs/daemon/twins.pyx":511
+ *         Whether each page must be dropped: one side has changed, or neither has for `patience` looks. Fewer flags than pages:
+ *         the kernel does not have the next one."""
+ *         cdef uint64_t page, at = 0, n, size = data.shape[0]             # <<<<<<<<<<<<<<
+ *         cdef const dx_map *m = &self.map.m
+ *         cdef const uint8_t *block
+*/
+  __pyx_v_at = 0;
+  __pyx_v_size = (__pyx_v_data.shape[0]);
+
+  /* "daxfs/daemon/twins.pyx":512
+ *         the kernel does not have the next one."""
+ *         cdef uint64_t page, at = 0, n, size = data.shape[0]
+ *         cdef const dx_map *m = &self.map.m             # <<<<<<<<<<<<<<
+ *         cdef const uint8_t *block
+ *         cdef _Twin twin
+*/
+  __pyx_v_m = (&__pyx_v_self->map->m);
+
+  /* "daxfs/daemon/twins.pyx":515
+ *         cdef const uint8_t *block
+ *         cdef _Twin twin
+ *         cdef list out = []             # <<<<<<<<<<<<<<
+ *         for page in range(first, end):
+ *             if page << DX_PAGE_SHIFT >= m.size:
+*/
+  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 515, __pyx_L1_error)
+  __Pyx_GOTREF(__pyx_t_1);
+  __pyx_v_out = ((PyObject*)__pyx_t_1);
+  __pyx_t_1 = 0;
+
+  /* "daxfs/daemon/twins.pyx":516
+ *         cdef _Twin twin
+ *         cdef list out = []
+ *         for page in range(first, end):             # <<<<<<<<<<<<<<
+ *             if page << DX_PAGE_SHIFT >= m.size:
+ *                 break
+*/
+
+  __pyx_t_2 = __pyx_v_end;
+  __pyx_t_3 = __pyx_t_2;
+
+  for (__pyx_t_4 = __pyx_v_first; __pyx_t_4 < __pyx_t_3; __pyx_t_4+=1) {
+    __pyx_v_page = __pyx_t_4;
+
+    /* "daxfs/daemon/twins.pyx":517
+ *         cdef list out = []
+ *         for page in range(first, end):
+ *             if page << DX_PAGE_SHIFT >= m.size:             # <<<<<<<<<<<<<<
+ *                 break
+ *             n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))
+*/
+    __pyx_t_5 = ((__pyx_v_page << DX_PAGE_SHIFT) >= __pyx_v_m->size);
+
+    if (__pyx_t_5) {
+
+
+      /* "daxfs/daemon/twins.pyx":518
+ *         for page in range(first, end):
+ *             if page << DX_PAGE_SHIFT >= m.size:
+ *                 break             # <<<<<<<<<<<<<<
+ *             n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))
+ *             if at + n > size:
+*/
+      goto __pyx_L4_break;
+
+      /* "daxfs/daemon/twins.pyx":517
+ *         cdef list out = []
+ *         for page in range(first, end):
+ *             if page << DX_PAGE_SHIFT >= m.size:             # <<<<<<<<<<<<<<
+ *                 break
+ *             n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))
+*/
+    }
+
+    /* "daxfs/daemon/twins.pyx":519
+ *             if page << DX_PAGE_SHIFT >= m.size:
+ *                 break
+ *             n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))             # <<<<<<<<<<<<<<
+ *             if at + n > size:
+ *                 break
+*/
+
+    __pyx_t_6 = (__pyx_v_m->size - (__pyx_v_page << DX_PAGE_SHIFT));
+
+    __pyx_t_7 = ((uint64_t)DX_PAGE);
+    __pyx_t_5 = (__pyx_t_6 < __pyx_t_7);
+
+    if (__pyx_t_5) {
+
+      __pyx_t_8 = __pyx_t_6;
+    } else {
+
+      __pyx_t_8 = __pyx_t_7;
+    }
+
+    __pyx_v_n = __pyx_t_8;
+
+
+    /* "daxfs/daemon/twins.pyx":520
+ *                 break
+ *             n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))
+ *             if at + n > size:             # <<<<<<<<<<<<<<
+ *                 break
+ *             twin = self._twins.get(page)
+*/
+    __pyx_t_5 = ((__pyx_v_at + __pyx_v_n) > __pyx_v_size);
+
+    if (__pyx_t_5) {
+
+
+      /* "daxfs/daemon/twins.pyx":521
+ *             n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))
+ *             if at + n > size:
+ *                 break             # <<<<<<<<<<<<<<
+ *             twin = self._twins.get(page)
+ *             if twin is None or twin.bytes == NULL:
+*/
+      goto __pyx_L4_break;
+
+      /* "daxfs/daemon/twins.pyx":520
+ *                 break
+ *             n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))
+ *             if at + n > size:             # <<<<<<<<<<<<<<
+ *                 break
+ *             twin = self._twins.get(page)
+*/
+    }
+
+    /* "daxfs/daemon/twins.pyx":522
+ *             if at + n > size:
+ *                 break
+ *             twin = self._twins.get(page)             # <<<<<<<<<<<<<<
+ *             if twin is None or twin.bytes == NULL:
+ *                 out.append(True)
+*/
+    if (unlikely(__pyx_v_self->_twins == Py_None)) {
+      PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
+      __PYX_ERR(0, 522, __pyx_L1_error)
+    }
+    __pyx_t_1 = __Pyx_PyLong_From_uint64_t(__pyx_v_page); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 522, __pyx_L1_error)
+    __Pyx_GOTREF(__pyx_t_1);
+    __pyx_t_9 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_t_1, Py_None); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 522, __pyx_L1_error)
+    __Pyx_GOTREF(__pyx_t_9);
+    __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
+    if (!(likely(((__pyx_t_9) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_9, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 522, __pyx_L1_error)
+    __Pyx_XDECREF_SET(__pyx_v_twin, ((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_t_9));
+    __pyx_t_9 = 0;
+
+    /* "daxfs/daemon/twins.pyx":523
+ *                 break
+ *             twin = self._twins.get(page)
+ *             if twin is None or twin.bytes == NULL:             # <<<<<<<<<<<<<<
+ *                 out.append(True)
+ *             else:
+*/
+    __pyx_t_10 = (((PyObject *)__pyx_v_twin) == Py_None);
+    if (!__pyx_t_10) {
+
+    } else {
+
+      __pyx_t_5 = __pyx_t_10;
+
+      goto __pyx_L8_bool_binop_done;
+    }
+    __pyx_t_10 = (__pyx_v_twin->bytes == NULL);
+
+
+    __pyx_t_5 = __pyx_t_10;
+
+    __pyx_L8_bool_binop_done:;
+    if (__pyx_t_5) {
+
+
+      /* "daxfs/daemon/twins.pyx":524
+ *             twin = self._twins.get(page)
+ *             if twin is None or twin.bytes == NULL:
+ *                 out.append(True)             # <<<<<<<<<<<<<<
+ *             else:
+ *                 block = _block_at(m, page << DX_PAGE_SHIFT)
+*/
+      __pyx_t_11 = __Pyx_PyList_Append(__pyx_v_out, Py_True); if (unlikely(__pyx_t_11 == ((int)-1))) __PYX_ERR(0, 524, __pyx_L1_error)
+
+
+      /* "daxfs/daemon/twins.pyx":523
+ *                 break
+ *             twin = self._twins.get(page)
+ *             if twin is None or twin.bytes == NULL:             # <<<<<<<<<<<<<<
+ *                 out.append(True)
+ *             else:
+*/
+      goto __pyx_L7;
+    }
+
+    /* "daxfs/daemon/twins.pyx":526
+ *                 out.append(True)
+ *             else:
+ *                 block = _block_at(m, page << DX_PAGE_SHIFT)             # <<<<<<<<<<<<<<
+ *                 twin.quiet += 1
+ *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0
+*/
+    /*else*/ {
+      __pyx_v_block = __pyx_f_5daxfs_6daemon_5twins__block_at(__pyx_v_m, (__pyx_v_page << DX_PAGE_SHIFT));
+
+      /* "daxfs/daemon/twins.pyx":527
+ *             else:
+ *                 block = _block_at(m, page << DX_PAGE_SHIFT)
+ *                 twin.quiet += 1             # <<<<<<<<<<<<<<
+ *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0
+ *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)
+*/
+      __pyx_v_twin->quiet = (__pyx_v_twin->quiet + 1);
+
+      /* "daxfs/daemon/twins.pyx":528
+ *                 block = _block_at(m, page << DX_PAGE_SHIFT)
+ *                 twin.quiet += 1
+ *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0             # <<<<<<<<<<<<<<
+ *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)
+ *             at += DX_PAGE
+*/
+      __pyx_t_5 = (__pyx_v_twin->quiet > __pyx_v_patience);
+
+      if (!__pyx_t_5) {
+
+      } else {
+        __pyx_t_1 = __Pyx_PyBool_FromLong(__pyx_t_5); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 528, __pyx_L1_error)
+        __Pyx_GOTREF(__pyx_t_1);
+        __pyx_t_9 = __pyx_t_1;
+        __pyx_t_1 = 0;
+
+        goto __pyx_L10_bool_binop_done;
+      }
+
+      /* "daxfs/daemon/twins.pyx":529
+ *                 twin.quiet += 1
+ *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0
+ *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)             # <<<<<<<<<<<<<<
+ *             at += DX_PAGE
+ *         return out
+*/
+      __pyx_t_8 = __pyx_v_at;
+
+      /* "daxfs/daemon/twins.pyx":528
+ *                 block = _block_at(m, page << DX_PAGE_SHIFT)
+ *                 twin.quiet += 1
+ *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0             # <<<<<<<<<<<<<<
+ *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)
+ *             at += DX_PAGE
+*/
+      __pyx_t_5 = (memcmp((&(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_data.data) + __pyx_t_8)) )))), __pyx_v_twin->bytes, __pyx_v_n) != 0);
+
+      if (!__pyx_t_5) {
+
+      } else {
+        __pyx_t_1 = __Pyx_PyBool_FromLong(__pyx_t_5); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 528, __pyx_L1_error)
+        __Pyx_GOTREF(__pyx_t_1);
+        __pyx_t_9 = __pyx_t_1;
+        __pyx_t_1 = 0;
+
+        goto __pyx_L10_bool_binop_done;
+      }
+
+      /* "daxfs/daemon/twins.pyx":529
+ *                 twin.quiet += 1
+ *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0
+ *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)             # <<<<<<<<<<<<<<
+ *             at += DX_PAGE
+ *         return out
+*/
+      __pyx_t_5 = (__pyx_v_block != NULL);
+
+      if (__pyx_t_5) {
+
+        __pyx_t_12 = __pyx_v_block;
+      } else {
+
+        __pyx_t_12 = __pyx_v_5daxfs_6daemon_5twins__ZEROS;
+      }
+
+      __pyx_t_5 = (memcmp(__pyx_t_12, __pyx_v_twin->bytes, __pyx_v_n) != 0);
+
+
+      __pyx_t_1 = __Pyx_PyBool_FromLong(__pyx_t_5); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 529, __pyx_L1_error)
+      __Pyx_GOTREF(__pyx_t_1);
+      __pyx_t_9 = __pyx_t_1;
+      __pyx_t_1 = 0;
+
+      __pyx_L10_bool_binop_done:;
+
+      /* "daxfs/daemon/twins.pyx":528
+ *                 block = _block_at(m, page << DX_PAGE_SHIFT)
+ *                 twin.quiet += 1
+ *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0             # <<<<<<<<<<<<<<
+ *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)
+ *             at += DX_PAGE
+*/
+      __pyx_t_11 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_9); if (unlikely(__pyx_t_11 == ((int)-1))) __PYX_ERR(0, 528, __pyx_L1_error)
+      __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
+
+    }
+    __pyx_L7:;
+
+    /* "daxfs/daemon/twins.pyx":530
+ *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0
+ *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)
+ *             at += DX_PAGE             # <<<<<<<<<<<<<<
+ *         return out
+ * 
+*/
+    __pyx_v_at = (__pyx_v_at + DX_PAGE);
+  }
+  __pyx_L4_break:;
+
+
+  /* "daxfs/daemon/twins.pyx":531
+ *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)
+ *             at += DX_PAGE
+ *         return out             # <<<<<<<<<<<<<<
+ * 
+ *     def users(self):
+*/
+  {
+    PyObject *__pyx_temp;
+    {
+      __pyx_temp = __pyx_r;
+      __Pyx_INCREF(__pyx_v_out);
+      __pyx_r = __pyx_v_out;
+    }
+    __Pyx_XDECREF(__pyx_temp);
+  }
+  goto __pyx_L0;
+
+  /* "daxfs/daemon/twins.pyx":507
+ *         return out
+ * 
+ *     def stale(self, uint64_t first, uint64_t end, const uint8_t[::1] data, uint32_t patience):             # <<<<<<<<<<<<<<
+ *         """Compare pages of a range, as the kernel has them now, with their twins and blocks; `data` ends where the kernel has a gap.
+ *         Whether each page must be dropped: one side has changed, or neither has for `patience` looks. Fewer flags than pages:
+*/
+
+  /* function exit code */
+  __pyx_L1_error:;
+  __Pyx_XDECREF(__pyx_t_1);
+  __Pyx_XDECREF(__pyx_t_9);
+  __Pyx_AddTraceback("daxfs.daemon.twins.Pages.stale", __pyx_clineno, __pyx_lineno, __pyx_filename);
+  __pyx_r = NULL;
+  __pyx_L0:;
+
+
+
+
+
+
+  __Pyx_XDECREF((PyObject *)__pyx_v_twin);
+  __Pyx_XDECREF(__pyx_v_out);
+  __Pyx_XGIVEREF(__pyx_r);
+  __Pyx_RefNannyFinishContext();
+  return __pyx_r;
+}
+
+/* "daxfs/daemon/twins.pyx":533
+ *         return out
+ * 
+ *     def users(self):             # <<<<<<<<<<<<<<
+ *         """The users who have twins here."""
+ *         return {(<_Twin>twin).uid for twin in self._twins.values() if (<_Twin>twin).bytes != NULL}
+*/
+
+/* Python wrapper */
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_39users(PyObject *__pyx_v_self, 
+#if CYTHON_VECTORCALL
+PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
+#else
+PyObject *__pyx_args, PyObject *__pyx_kwds
+#endif
+); /*proto*/
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_38users, "The users who have twins here.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_39users(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -28831,15 +29240,15 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   const Py_ssize_t __pyx_kwds_len = unlikely(__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
   if (unlikely(__pyx_kwds_len < 0)) return NULL;
   if (unlikely(__pyx_kwds_len > 0)) {__Pyx_RejectKeywords("users", __pyx_kwds); return NULL;}
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_36users(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
 
   /* function exit code */
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36users(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
-  PyObject *__pyx_8genexpr7__pyx_v_twin = NULL;
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
+  PyObject *__pyx_8genexpr6__pyx_v_twin = NULL;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   PyObject *__pyx_t_1 = NULL;
@@ -28855,7 +29264,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36users(struct __pyx_obj_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("users", 0);
 
-  /* "daxfs/daemon/twins.pyx":509
+  /* "daxfs/daemon/twins.pyx":535
  *     def users(self):
  *         """The users who have twins here."""
  *         return {(<_Twin>twin).uid for twin in self._twins.values() if (<_Twin>twin).bytes != NULL}             # <<<<<<<<<<<<<<
@@ -28863,14 +29272,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36users(struct __pyx_obj_
  *     def check(self):
 */
   { /* enter inner scope */
-    __pyx_t_1 = PySet_New(NULL); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 509, __pyx_L5_error)
+    __pyx_t_1 = PySet_New(NULL); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 535, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_1);
     __pyx_t_3 = 0;
     if (unlikely(__pyx_v_self->_twins == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "values");
-      __PYX_ERR(0, 509, __pyx_L5_error)
+      __PYX_ERR(0, 535, __pyx_L5_error)
     }
-    __pyx_t_6 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_values, (&__pyx_t_4), (&__pyx_t_5)); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 509, __pyx_L5_error)
+    __pyx_t_6 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_values, (&__pyx_t_4), (&__pyx_t_5)); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 535, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_6);
     __Pyx_XDECREF(__pyx_t_2);
     __pyx_t_2 = __pyx_t_6;
@@ -28878,25 +29287,25 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36users(struct __pyx_obj_
     while (1) {
       __pyx_t_7 = __Pyx_dict_iter_next(__pyx_t_2, __pyx_t_4, &__pyx_t_3, NULL, &__pyx_t_6, NULL, __pyx_t_5);
       if (unlikely(__pyx_t_7 == 0)) break;
-      if (unlikely(__pyx_t_7 == -1)) __PYX_ERR(0, 509, __pyx_L5_error)
+      if (unlikely(__pyx_t_7 == -1)) __PYX_ERR(0, 535, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_6);
-      __Pyx_XDECREF_SET(__pyx_8genexpr7__pyx_v_twin, __pyx_t_6);
+      __Pyx_XDECREF_SET(__pyx_8genexpr6__pyx_v_twin, __pyx_t_6);
       __pyx_t_6 = 0;
-      __pyx_t_8 = (((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_8genexpr7__pyx_v_twin)->bytes != NULL);
+      __pyx_t_8 = (((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_8genexpr6__pyx_v_twin)->bytes != NULL);
 
       if (__pyx_t_8) {
 
-        __pyx_t_6 = __Pyx_PyLong_From_uint32_t(((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_8genexpr7__pyx_v_twin)->uid); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 509, __pyx_L5_error)
+        __pyx_t_6 = __Pyx_PyLong_From_uint32_t(((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_8genexpr6__pyx_v_twin)->uid); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 535, __pyx_L5_error)
         __Pyx_GOTREF(__pyx_t_6);
-        if (unlikely(PySet_Add(__pyx_t_1, __pyx_t_6))) __PYX_ERR(0, 509, __pyx_L5_error)
+        if (unlikely(PySet_Add(__pyx_t_1, __pyx_t_6))) __PYX_ERR(0, 535, __pyx_L5_error)
         __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
       }
     }
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-    __Pyx_XDECREF(__pyx_8genexpr7__pyx_v_twin); __pyx_8genexpr7__pyx_v_twin = 0;
+    __Pyx_XDECREF(__pyx_8genexpr6__pyx_v_twin); __pyx_8genexpr6__pyx_v_twin = 0;
     goto __pyx_L9_exit_scope;
     __pyx_L5_error:;
-    __Pyx_XDECREF(__pyx_8genexpr7__pyx_v_twin); __pyx_8genexpr7__pyx_v_twin = 0;
+    __Pyx_XDECREF(__pyx_8genexpr6__pyx_v_twin); __pyx_8genexpr6__pyx_v_twin = 0;
     goto __pyx_L1_error;
     __pyx_L9_exit_scope:;
   } /* exit inner scope */
@@ -28911,7 +29320,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36users(struct __pyx_obj_
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":507
+  /* "daxfs/daemon/twins.pyx":533
  *         return out
  * 
  *     def users(self):             # <<<<<<<<<<<<<<
@@ -28927,13 +29336,13 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36users(struct __pyx_obj_
   __Pyx_AddTraceback("daxfs.daemon.twins.Pages.users", __pyx_clineno, __pyx_lineno, __pyx_filename);
   __pyx_r = NULL;
   __pyx_L0:;
-  __Pyx_XDECREF(__pyx_8genexpr7__pyx_v_twin);
+  __Pyx_XDECREF(__pyx_8genexpr6__pyx_v_twin);
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":511
+/* "daxfs/daemon/twins.pyx":537
  *         return {(<_Twin>twin).uid for twin in self._twins.values() if (<_Twin>twin).bytes != NULL}
  * 
  *     def check(self):             # <<<<<<<<<<<<<<
@@ -28942,15 +29351,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36users(struct __pyx_obj_
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_39check(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_41check(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_38check, "ValueError if the counts are wrong.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_39check(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_40check, "ValueError if the counts are wrong.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_41check(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -28976,14 +29385,14 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   const Py_ssize_t __pyx_kwds_len = unlikely(__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
   if (unlikely(__pyx_kwds_len < 0)) return NULL;
   if (unlikely(__pyx_kwds_len > 0)) {__Pyx_RejectKeywords("check", __pyx_kwds); return NULL;}
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
 
   /* function exit code */
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
   struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_v_twin = 0;
   PyObject *__pyx_v_page = NULL;
   PyObject *__pyx_r = NULL;
@@ -29010,7 +29419,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("check", 0);
 
-  /* "daxfs/daemon/twins.pyx":514
+  /* "daxfs/daemon/twins.pyx":540
  *         """ValueError if the counts are wrong."""
  *         cdef _Twin twin
  *         if self.p.twins != len(self._twins):             # <<<<<<<<<<<<<<
@@ -29021,9 +29430,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 514, __pyx_L1_error)
+    __PYX_ERR(0, 540, __pyx_L1_error)
   }
-  __pyx_t_2 = PyDict_Size(__pyx_t_1); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 514, __pyx_L1_error)
+  __pyx_t_2 = PyDict_Size(__pyx_t_1); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 540, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_t_3 = (__pyx_v_self->p.twins != __pyx_t_2);
 
@@ -29031,7 +29440,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
   if (unlikely(__pyx_t_3)) {
 
 
-    /* "daxfs/daemon/twins.pyx":515
+    /* "daxfs/daemon/twins.pyx":541
  *         cdef _Twin twin
  *         if self.p.twins != len(self._twins):
  *             raise ValueError(f"inode {self.inode.ino}: {len(self._twins)} twins, counted {self.p.twins}")             # <<<<<<<<<<<<<<
@@ -29039,23 +29448,23 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):
 */
     __pyx_t_4 = NULL;
-    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 515, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 541, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
-    __pyx_t_6 = __Pyx_PyObject_FormatSimple(__pyx_t_5, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 515, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PyObject_FormatSimple(__pyx_t_5, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 541, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
     __pyx_t_5 = __pyx_v_self->_twins;
     __Pyx_INCREF(__pyx_t_5);
     if (unlikely(__pyx_t_5 == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-      __PYX_ERR(0, 515, __pyx_L1_error)
+      __PYX_ERR(0, 541, __pyx_L1_error)
     }
-    __pyx_t_2 = PyDict_Size(__pyx_t_5); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 515, __pyx_L1_error)
+    __pyx_t_2 = PyDict_Size(__pyx_t_5); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 541, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-    __pyx_t_5 = __Pyx_PyUnicode_From_Py_ssize_t(__pyx_t_2, 0, ' ', 'd'); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 515, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyUnicode_From_Py_ssize_t(__pyx_t_2, 0, ' ', 'd'); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 541, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
 
-    __pyx_t_7 = __Pyx_PyUnicode_From_uint32_t(__pyx_v_self->p.twins, 0, ' ', 'd'); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 515, __pyx_L1_error)
+    __pyx_t_7 = __Pyx_PyUnicode_From_uint32_t(__pyx_v_self->p.twins, 0, ' ', 'd'); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 541, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_7);
     __pyx_t_8[0] = __pyx_mstate_global->__pyx_kp_u_inode_2;
     __pyx_t_8[1] = __pyx_t_6;
@@ -29072,7 +29481,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
     __pyx_t_9 |= __Pyx_PyUnicode_KIND_04(__pyx_t_8[1]);
     #endif
     __pyx_t_10 = __Pyx_PyUnicode_Join(__pyx_t_8, 6, __pyx_t_2, __pyx_t_9);
-    if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 515, __pyx_L1_error)
+    if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 541, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_10);
     __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
@@ -29083,14 +29492,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
       __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_ValueError)), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 515, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 541, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     __Pyx_Raise(__pyx_t_1, 0, 0, 0);
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-    __PYX_ERR(0, 515, __pyx_L1_error)
+    __PYX_ERR(0, 541, __pyx_L1_error)
 
-    /* "daxfs/daemon/twins.pyx":514
+    /* "daxfs/daemon/twins.pyx":540
  *         """ValueError if the counts are wrong."""
  *         cdef _Twin twin
  *         if self.p.twins != len(self._twins):             # <<<<<<<<<<<<<<
@@ -29099,7 +29508,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":516
+  /* "daxfs/daemon/twins.pyx":542
  *         if self.p.twins != len(self._twins):
  *             raise ValueError(f"inode {self.inode.ino}: {len(self._twins)} twins, counted {self.p.twins}")
  *         for page, twin in self._twins.items():             # <<<<<<<<<<<<<<
@@ -29109,9 +29518,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
   __pyx_t_2 = 0;
   if (unlikely(__pyx_v_self->_twins == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "items");
-    __PYX_ERR(0, 516, __pyx_L1_error)
+    __PYX_ERR(0, 542, __pyx_L1_error)
   }
-  __pyx_t_10 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_items, (&__pyx_t_12), (&__pyx_t_9)); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 516, __pyx_L1_error)
+  __pyx_t_10 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_items, (&__pyx_t_12), (&__pyx_t_9)); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 542, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_10);
   __Pyx_XDECREF(__pyx_t_1);
   __pyx_t_1 = __pyx_t_10;
@@ -29119,16 +29528,16 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
   while (1) {
     __pyx_t_13 = __Pyx_dict_iter_next(__pyx_t_1, __pyx_t_12, &__pyx_t_2, &__pyx_t_10, &__pyx_t_4, NULL, __pyx_t_9);
     if (unlikely(__pyx_t_13 == 0)) break;
-    if (unlikely(__pyx_t_13 == -1)) __PYX_ERR(0, 516, __pyx_L1_error)
+    if (unlikely(__pyx_t_13 == -1)) __PYX_ERR(0, 542, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_10);
     __Pyx_GOTREF(__pyx_t_4);
-    if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 516, __pyx_L1_error)
+    if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 542, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_page, __pyx_t_10);
     __pyx_t_10 = 0;
     __Pyx_XDECREF_SET(__pyx_v_twin, ((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_t_4));
     __pyx_t_4 = 0;
 
-    /* "daxfs/daemon/twins.pyx":517
+    /* "daxfs/daemon/twins.pyx":543
  *             raise ValueError(f"inode {self.inode.ino}: {len(self._twins)} twins, counted {self.p.twins}")
  *         for page, twin in self._twins.items():
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):             # <<<<<<<<<<<<<<
@@ -29164,7 +29573,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
     if (unlikely(__pyx_t_3)) {
 
 
-      /* "daxfs/daemon/twins.pyx":518
+      /* "daxfs/daemon/twins.pyx":544
  *         for page, twin in self._twins.items():
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):
  *                 raise ValueError(f"inode {self.inode.ino}, page {page}: a twin of nothing")             # <<<<<<<<<<<<<<
@@ -29172,12 +29581,12 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
  *             raise ValueError(f"inode {self.inode.ino} is pinned, and its pages are handed out without twins")
 */
       __pyx_t_10 = NULL;
-      __pyx_t_7 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 518, __pyx_L1_error)
+      __pyx_t_7 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 544, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_7);
-      __pyx_t_5 = __Pyx_PyObject_FormatSimple(__pyx_t_7, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 518, __pyx_L1_error)
+      __pyx_t_5 = __Pyx_PyObject_FormatSimple(__pyx_t_7, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 544, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_5);
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-      __pyx_t_7 = __Pyx_PyObject_FormatSimple(__pyx_v_page, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 518, __pyx_L1_error)
+      __pyx_t_7 = __Pyx_PyObject_FormatSimple(__pyx_v_page, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 544, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_7);
       __pyx_t_15[0] = __pyx_mstate_global->__pyx_kp_u_inode_2;
       __pyx_t_15[1] = __pyx_t_5;
@@ -29193,7 +29602,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
       __pyx_t_13 |= __Pyx_PyUnicode_KIND_04(__pyx_t_15[1]) | __Pyx_PyUnicode_KIND_04(__pyx_t_15[3]);
       #endif
       __pyx_t_6 = __Pyx_PyUnicode_Join(__pyx_t_15, 5, __pyx_t_16, __pyx_t_13);
-      if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 518, __pyx_L1_error)
+      if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 544, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_6);
       __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
@@ -29203,14 +29612,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
         __pyx_t_4 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_ValueError)), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
         __Pyx_XDECREF(__pyx_t_10); __pyx_t_10 = 0;
         __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-        if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 518, __pyx_L1_error)
+        if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 544, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_4);
       }
       __Pyx_Raise(__pyx_t_4, 0, 0, 0);
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      __PYX_ERR(0, 518, __pyx_L1_error)
+      __PYX_ERR(0, 544, __pyx_L1_error)
 
-      /* "daxfs/daemon/twins.pyx":517
+      /* "daxfs/daemon/twins.pyx":543
  *             raise ValueError(f"inode {self.inode.ino}: {len(self._twins)} twins, counted {self.p.twins}")
  *         for page, twin in self._twins.items():
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):             # <<<<<<<<<<<<<<
@@ -29221,7 +29630,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":519
+  /* "daxfs/daemon/twins.pyx":545
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):
  *                 raise ValueError(f"inode {self.inode.ino}, page {page}: a twin of nothing")
  *         if self._pins.has_file(self.inode.ino) and not self.p.careful:             # <<<<<<<<<<<<<<
@@ -29230,7 +29639,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
 */
   __pyx_t_4 = __pyx_v_self->_pins;
   __Pyx_INCREF(__pyx_t_4);
-  __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 519, __pyx_L1_error)
+  __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 545, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_6);
   __pyx_t_11 = 0;
   {
@@ -29238,10 +29647,10 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
     __pyx_t_1 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_has_file, __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
     __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 519, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 545, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
   }
-  __pyx_t_14 = __Pyx_PyObject_IsTrue(__pyx_t_1); if (unlikely((__pyx_t_14 < 0))) __PYX_ERR(0, 519, __pyx_L1_error)
+  __pyx_t_14 = __Pyx_PyObject_IsTrue(__pyx_t_1); if (unlikely((__pyx_t_14 < 0))) __PYX_ERR(0, 545, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   if (__pyx_t_14) {
 
@@ -29260,7 +29669,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
   if (unlikely(__pyx_t_3)) {
 
 
-    /* "daxfs/daemon/twins.pyx":520
+    /* "daxfs/daemon/twins.pyx":546
  *                 raise ValueError(f"inode {self.inode.ino}, page {page}: a twin of nothing")
  *         if self._pins.has_file(self.inode.ino) and not self.p.careful:
  *             raise ValueError(f"inode {self.inode.ino} is pinned, and its pages are handed out without twins")             # <<<<<<<<<<<<<<
@@ -29268,9 +29677,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
  *     def with_bytes(self):
 */
     __pyx_t_6 = NULL;
-    __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 520, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 546, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
-    __pyx_t_10 = __Pyx_PyObject_FormatSimple(__pyx_t_4, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 520, __pyx_L1_error)
+    __pyx_t_10 = __Pyx_PyObject_FormatSimple(__pyx_t_4, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 546, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_10);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     __pyx_t_17[0] = __pyx_mstate_global->__pyx_kp_u_inode_2;
@@ -29285,7 +29694,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
     __pyx_t_9 |= __Pyx_PyUnicode_KIND_04(__pyx_t_17[1]);
     #endif
     __pyx_t_4 = __Pyx_PyUnicode_Join(__pyx_t_17, 3, __pyx_t_12, __pyx_t_9);
-    if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 520, __pyx_L1_error)
+    if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 546, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
     __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
     __pyx_t_11 = 1;
@@ -29294,14 +29703,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
       __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_ValueError)), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 520, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 546, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     __Pyx_Raise(__pyx_t_1, 0, 0, 0);
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-    __PYX_ERR(0, 520, __pyx_L1_error)
+    __PYX_ERR(0, 546, __pyx_L1_error)
 
-    /* "daxfs/daemon/twins.pyx":519
+    /* "daxfs/daemon/twins.pyx":545
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):
  *                 raise ValueError(f"inode {self.inode.ino}, page {page}: a twin of nothing")
  *         if self._pins.has_file(self.inode.ino) and not self.p.careful:             # <<<<<<<<<<<<<<
@@ -29310,7 +29719,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":511
+  /* "daxfs/daemon/twins.pyx":537
  *         return {(<_Twin>twin).uid for twin in self._twins.values() if (<_Twin>twin).bytes != NULL}
  * 
  *     def check(self):             # <<<<<<<<<<<<<<
@@ -29338,7 +29747,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":522
+/* "daxfs/daemon/twins.pyx":548
  *             raise ValueError(f"inode {self.inode.ino} is pinned, and its pages are handed out without twins")
  * 
  *     def with_bytes(self):             # <<<<<<<<<<<<<<
@@ -29347,15 +29756,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38check(struct __pyx_obj_
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_41with_bytes(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_43with_bytes(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_40with_bytes, "How many twins count in the budget.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_41with_bytes(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_42with_bytes, "How many twins count in the budget.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_43with_bytes(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -29381,15 +29790,15 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   const Py_ssize_t __pyx_kwds_len = unlikely(__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
   if (unlikely(__pyx_kwds_len < 0)) return NULL;
   if (unlikely(__pyx_kwds_len > 0)) {__Pyx_RejectKeywords("with_bytes", __pyx_kwds); return NULL;}
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_40with_bytes(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_42with_bytes(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
 
   /* function exit code */
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40with_bytes(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
-  PyObject *__pyx_8genexpr8__pyx_v_twin = NULL;
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42with_bytes(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
+  PyObject *__pyx_8genexpr7__pyx_v_twin = NULL;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   PyObject *__pyx_t_1 = NULL;
@@ -29407,7 +29816,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40with_bytes(struct __pyx
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("with_bytes", 0);
 
-  /* "daxfs/daemon/twins.pyx":524
+  /* "daxfs/daemon/twins.pyx":550
  *     def with_bytes(self):
  *         """How many twins count in the budget."""
  *         return sum([(<_Twin>twin).bytes != NULL for twin in self._twins.values()])             # <<<<<<<<<<<<<<
@@ -29416,14 +29825,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40with_bytes(struct __pyx
 */
   __pyx_t_2 = NULL;
   { /* enter inner scope */
-    __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 524, __pyx_L5_error)
+    __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 550, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_3);
     __pyx_t_5 = 0;
     if (unlikely(__pyx_v_self->_twins == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "values");
-      __PYX_ERR(0, 524, __pyx_L5_error)
+      __PYX_ERR(0, 550, __pyx_L5_error)
     }
-    __pyx_t_8 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_values, (&__pyx_t_6), (&__pyx_t_7)); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 524, __pyx_L5_error)
+    __pyx_t_8 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_values, (&__pyx_t_6), (&__pyx_t_7)); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 550, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_8);
     __Pyx_XDECREF(__pyx_t_4);
     __pyx_t_4 = __pyx_t_8;
@@ -29431,21 +29840,21 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40with_bytes(struct __pyx
     while (1) {
       __pyx_t_9 = __Pyx_dict_iter_next(__pyx_t_4, __pyx_t_6, &__pyx_t_5, NULL, &__pyx_t_8, NULL, __pyx_t_7);
       if (unlikely(__pyx_t_9 == 0)) break;
-      if (unlikely(__pyx_t_9 == -1)) __PYX_ERR(0, 524, __pyx_L5_error)
+      if (unlikely(__pyx_t_9 == -1)) __PYX_ERR(0, 550, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_8);
-      __Pyx_XDECREF_SET(__pyx_8genexpr8__pyx_v_twin, __pyx_t_8);
+      __Pyx_XDECREF_SET(__pyx_8genexpr7__pyx_v_twin, __pyx_t_8);
       __pyx_t_8 = 0;
-      __pyx_t_8 = __Pyx_PyBool_FromLong((((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_8genexpr8__pyx_v_twin)->bytes != NULL)); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 524, __pyx_L5_error)
+      __pyx_t_8 = __Pyx_PyBool_FromLong((((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_8genexpr7__pyx_v_twin)->bytes != NULL)); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 550, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_8);
       __Pyx_GIVEREF(__pyx_t_8);
-      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_3, __pyx_t_8))) __PYX_ERR(0, 524, __pyx_L5_error)
+      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_3, __pyx_t_8))) __PYX_ERR(0, 550, __pyx_L5_error)
       __pyx_t_8 = 0;
     }
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    __Pyx_XDECREF(__pyx_8genexpr8__pyx_v_twin); __pyx_8genexpr8__pyx_v_twin = 0;
+    __Pyx_XDECREF(__pyx_8genexpr7__pyx_v_twin); __pyx_8genexpr7__pyx_v_twin = 0;
     goto __pyx_L8_exit_scope;
     __pyx_L5_error:;
-    __Pyx_XDECREF(__pyx_8genexpr8__pyx_v_twin); __pyx_8genexpr8__pyx_v_twin = 0;
+    __Pyx_XDECREF(__pyx_8genexpr7__pyx_v_twin); __pyx_8genexpr7__pyx_v_twin = 0;
     goto __pyx_L1_error;
     __pyx_L8_exit_scope:;
   } /* exit inner scope */
@@ -29455,7 +29864,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40with_bytes(struct __pyx
     __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_builtin_sum, __pyx_callargs+__pyx_t_10, (2-__pyx_t_10) | (__pyx_t_10*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_2); __pyx_t_2 = 0;
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 524, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 550, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
   }
   {
@@ -29469,7 +29878,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40with_bytes(struct __pyx
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":522
+  /* "daxfs/daemon/twins.pyx":548
  *             raise ValueError(f"inode {self.inode.ino} is pinned, and its pages are handed out without twins")
  * 
  *     def with_bytes(self):             # <<<<<<<<<<<<<<
@@ -29487,13 +29896,13 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40with_bytes(struct __pyx
   __Pyx_AddTraceback("daxfs.daemon.twins.Pages.with_bytes", __pyx_clineno, __pyx_lineno, __pyx_filename);
   __pyx_r = NULL;
   __pyx_L0:;
-  __Pyx_XDECREF(__pyx_8genexpr8__pyx_v_twin);
+  __Pyx_XDECREF(__pyx_8genexpr7__pyx_v_twin);
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":173
+/* "daxfs/daemon/twins.pyx":176
  *     cdef dx_pages p
  *     cdef RunMap map
  *     cdef readonly object inode             # <<<<<<<<<<<<<<
@@ -29560,7 +29969,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_5inode___get__(struct __p
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":178
+/* "daxfs/daemon/twins.pyx":181
  *     cdef dict _twins  # by page
  *     cdef list _claims  # of (claim, first, end)
  *     cdef readonly list dropping  # ranges of pages that are being dropped: (first, end, whether some have no twin)             # <<<<<<<<<<<<<<
@@ -29634,14 +30043,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_8dropping___get__(struct 
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_43__reduce_cython__(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_45__reduce_cython__(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_43__reduce_cython__(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_45__reduce_cython__(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -29667,14 +30076,14 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   const Py_ssize_t __pyx_kwds_len = unlikely(__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
   if (unlikely(__pyx_kwds_len < 0)) return NULL;
   if (unlikely(__pyx_kwds_len > 0)) {__Pyx_RejectKeywords("__reduce_cython__", __pyx_kwds); return NULL;}
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_42__reduce_cython__(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_44__reduce_cython__(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
 
   /* function exit code */
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42__reduce_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_44__reduce_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   int __pyx_lineno = 0;
@@ -29714,14 +30123,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42__reduce_cython__(CYTHO
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_45__setstate_cython__(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_47__setstate_cython__(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_45__setstate_cython__(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_47__setstate_cython__(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -29787,7 +30196,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_44__setstate_cython__(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v___pyx_state);
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_46__setstate_cython__(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v___pyx_state);
 
   /* function exit code */
   for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
@@ -29797,7 +30206,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_44__setstate_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, CYTHON_UNUSED PyObject *__pyx_v___pyx_state) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_46__setstate_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, CYTHON_UNUSED PyObject *__pyx_v___pyx_state) {
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   int __pyx_lineno = 0;
@@ -29829,7 +30238,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_44__setstate_cython__(CYT
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":530
+/* "daxfs/daemon/twins.pyx":556
  * 
  * 
  * cdef int _read(const fuse_in_header *header, size_t length) except -1:             # <<<<<<<<<<<<<<
@@ -29860,7 +30269,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("_read", 0);
 
-  /* "daxfs/daemon/twins.pyx":532
+  /* "daxfs/daemon/twins.pyx":558
  * cdef int _read(const fuse_in_header *header, size_t length) except -1:
  *     """A READ for pages of a mapping or a splice."""
  *     cdef const fuse_read_in *arg = <const fuse_read_in *>(<const char *>header + HEADER)             # <<<<<<<<<<<<<<
@@ -29869,7 +30278,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   __pyx_v_arg = ((struct fuse_read_in const *)(((char const *)__pyx_v_header) + __pyx_e_5daxfs_6daemon_5twins_HEADER));
 
-  /* "daxfs/daemon/twins.pyx":534
+  /* "daxfs/daemon/twins.pyx":560
  *     cdef const fuse_read_in *arg = <const fuse_read_in *>(<const char *>header + HEADER)
  *     cdef Pages pages
  *     if length < HEADER + sizeof(fuse_read_in) or arg.read_flags & FUSE_READ_LOCKOWNER or arg.size > READ_MAX:             # <<<<<<<<<<<<<<
@@ -29905,7 +30314,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":535
+    /* "daxfs/daemon/twins.pyx":561
  *     cdef Pages pages
  *     if length < HEADER + sizeof(fuse_read_in) or arg.read_flags & FUSE_READ_LOCKOWNER or arg.size > READ_MAX:
  *         return 0             # <<<<<<<<<<<<<<
@@ -29918,7 +30327,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":534
+    /* "daxfs/daemon/twins.pyx":560
  *     cdef const fuse_read_in *arg = <const fuse_read_in *>(<const char *>header + HEADER)
  *     cdef Pages pages
  *     if length < HEADER + sizeof(fuse_read_in) or arg.read_flags & FUSE_READ_LOCKOWNER or arg.size > READ_MAX:             # <<<<<<<<<<<<<<
@@ -29927,7 +30336,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":536
+  /* "daxfs/daemon/twins.pyx":562
  *     if length < HEADER + sizeof(fuse_read_in) or arg.read_flags & FUSE_READ_LOCKOWNER or arg.size > READ_MAX:
  *         return 0
  *     pages = _files.get(header.nodeid)             # <<<<<<<<<<<<<<
@@ -29936,18 +30345,18 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   if (unlikely(__pyx_v_5daxfs_6daemon_5twins__files == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-    __PYX_ERR(0, 536, __pyx_L1_error)
+    __PYX_ERR(0, 562, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_header->nodeid); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 536, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_header->nodeid); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 562, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_4 = __Pyx_PyDict_GetItemDefault(__pyx_v_5daxfs_6daemon_5twins__files, __pyx_t_3, Py_None); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 536, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyDict_GetItemDefault(__pyx_v_5daxfs_6daemon_5twins__files, __pyx_t_3, Py_None); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 562, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-  if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 536, __pyx_L1_error)
+  if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 562, __pyx_L1_error)
   __pyx_v_pages = ((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_t_4);
   __pyx_t_4 = 0;
 
-  /* "daxfs/daemon/twins.pyx":537
+  /* "daxfs/daemon/twins.pyx":563
  *         return 0
  *     pages = _files.get(header.nodeid)
  *     if pages is None:             # <<<<<<<<<<<<<<
@@ -29958,22 +30367,22 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":538
+    /* "daxfs/daemon/twins.pyx":564
  *     pages = _files.get(header.nodeid)
  *     if pages is None:
  *         keep = held(arg.fh)             # <<<<<<<<<<<<<<
  *         if type(keep) is not OpenFile or not (<OpenFile>keep).inode.is_file:
  *             return 0
 */
-    __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_arg->fh); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 538, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_arg->fh); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 564, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
-    __pyx_t_3 = __pyx_f_5daxfs_6daemon_7session_held(__pyx_t_4); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 538, __pyx_L1_error)
+    __pyx_t_3 = __pyx_f_5daxfs_6daemon_7session_held(__pyx_t_4); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 564, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     __pyx_v_keep = __pyx_t_3;
     __pyx_t_3 = 0;
 
-    /* "daxfs/daemon/twins.pyx":539
+    /* "daxfs/daemon/twins.pyx":565
  *     if pages is None:
  *         keep = held(arg.fh)
  *         if type(keep) is not OpenFile or not (<OpenFile>keep).inode.is_file:             # <<<<<<<<<<<<<<
@@ -29989,9 +30398,9 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 
       goto __pyx_L9_bool_binop_done;
     }
-    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(((struct __pyx_obj_5daxfs_6daemon_8requests_OpenFile *)__pyx_v_keep)->inode, __pyx_mstate_global->__pyx_n_u_is_file); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 539, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(((struct __pyx_obj_5daxfs_6daemon_8requests_OpenFile *)__pyx_v_keep)->inode, __pyx_mstate_global->__pyx_n_u_is_file); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 565, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_2 = __Pyx_PyObject_IsTrue(__pyx_t_3); if (unlikely((__pyx_t_2 < 0))) __PYX_ERR(0, 539, __pyx_L1_error)
+    __pyx_t_2 = __Pyx_PyObject_IsTrue(__pyx_t_3); if (unlikely((__pyx_t_2 < 0))) __PYX_ERR(0, 565, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     __pyx_t_5 = (!__pyx_t_2);
 
@@ -30003,7 +30412,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     if (__pyx_t_1) {
 
 
-      /* "daxfs/daemon/twins.pyx":540
+      /* "daxfs/daemon/twins.pyx":566
  *         keep = held(arg.fh)
  *         if type(keep) is not OpenFile or not (<OpenFile>keep).inode.is_file:
  *             return 0             # <<<<<<<<<<<<<<
@@ -30016,7 +30425,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
       }
       goto __pyx_L0;
 
-      /* "daxfs/daemon/twins.pyx":539
+      /* "daxfs/daemon/twins.pyx":565
  *     if pages is None:
  *         keep = held(arg.fh)
  *         if type(keep) is not OpenFile or not (<OpenFile>keep).inode.is_file:             # <<<<<<<<<<<<<<
@@ -30025,7 +30434,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":541
+    /* "daxfs/daemon/twins.pyx":567
  *         if type(keep) is not OpenFile or not (<OpenFile>keep).inode.is_file:
  *             return 0
  *         pages = _make((<OpenFile>keep).inode)             # <<<<<<<<<<<<<<
@@ -30052,14 +30461,14 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
       __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_7, (2-__pyx_t_7) | (__pyx_t_7*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 541, __pyx_L1_error)
+      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 567, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
     }
-    if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 541, __pyx_L1_error)
+    if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 567, __pyx_L1_error)
     __Pyx_DECREF_SET(__pyx_v_pages, ((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_t_3));
     __pyx_t_3 = 0;
 
-    /* "daxfs/daemon/twins.pyx":537
+    /* "daxfs/daemon/twins.pyx":563
  *         return 0
  *     pages = _files.get(header.nodeid)
  *     if pages is None:             # <<<<<<<<<<<<<<
@@ -30068,7 +30477,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":542
+  /* "daxfs/daemon/twins.pyx":568
  *             return 0
  *         pages = _make((<OpenFile>keep).inode)
  *     if not pages.p.careful:             # <<<<<<<<<<<<<<
@@ -30080,7 +30489,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":543
+    /* "daxfs/daemon/twins.pyx":569
  *         pages = _make((<OpenFile>keep).inode)
  *     if not pages.p.careful:
  *         return try_hot(header, length)             # <<<<<<<<<<<<<<
@@ -30093,7 +30502,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":542
+    /* "daxfs/daemon/twins.pyx":568
  *             return 0
  *         pages = _make((<OpenFile>keep).inode)
  *     if not pages.p.careful:             # <<<<<<<<<<<<<<
@@ -30102,7 +30511,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":544
+  /* "daxfs/daemon/twins.pyx":570
  *     if not pages.p.careful:
  *         return try_hot(header, length)
  *     if not pages.map.m.hot & DX_HOT_READ:             # <<<<<<<<<<<<<<
@@ -30114,7 +30523,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":545
+    /* "daxfs/daemon/twins.pyx":571
  *         return try_hot(header, length)
  *     if not pages.map.m.hot & DX_HOT_READ:
  *         return 0             # <<<<<<<<<<<<<<
@@ -30127,7 +30536,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":544
+    /* "daxfs/daemon/twins.pyx":570
  *     if not pages.p.careful:
  *         return try_hot(header, length)
  *     if not pages.map.m.hot & DX_HOT_READ:             # <<<<<<<<<<<<<<
@@ -30136,7 +30545,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":546
+  /* "daxfs/daemon/twins.pyx":572
  *     if not pages.map.m.hot & DX_HOT_READ:
  *         return 0
  *     data = pages.fill(arg.offset, arg.size, header.uid)             # <<<<<<<<<<<<<<
@@ -30145,11 +30554,11 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   __pyx_t_6 = ((PyObject *)__pyx_v_pages);
   __Pyx_INCREF(__pyx_t_6);
-  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_arg->offset); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 546, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_arg->offset); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 572, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  __pyx_t_8 = __Pyx_PyLong_From_uint32_t(__pyx_v_arg->size); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 546, __pyx_L1_error)
+  __pyx_t_8 = __Pyx_PyLong_From_uint32_t(__pyx_v_arg->size); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 572, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_8);
-  __pyx_t_9 = __Pyx_PyLong_From_uint32_t(__pyx_v_header->uid); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 546, __pyx_L1_error)
+  __pyx_t_9 = __Pyx_PyLong_From_uint32_t(__pyx_v_header->uid); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 572, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_9);
   __pyx_t_7 = 0;
   {
@@ -30159,13 +30568,13 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
     __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 546, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 572, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
   }
   __pyx_v_data = __pyx_t_3;
   __pyx_t_3 = 0;
 
-  /* "daxfs/daemon/twins.pyx":547
+  /* "daxfs/daemon/twins.pyx":573
  *         return 0
  *     data = pages.fill(arg.offset, arg.size, header.uid)
  *     if data is None:             # <<<<<<<<<<<<<<
@@ -30176,7 +30585,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":548
+    /* "daxfs/daemon/twins.pyx":574
  *     data = pages.fill(arg.offset, arg.size, header.uid)
  *     if data is None:
  *         return 0             # <<<<<<<<<<<<<<
@@ -30189,7 +30598,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":547
+    /* "daxfs/daemon/twins.pyx":573
  *         return 0
  *     data = pages.fill(arg.offset, arg.size, header.uid)
  *     if data is None:             # <<<<<<<<<<<<<<
@@ -30198,7 +30607,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":549
+  /* "daxfs/daemon/twins.pyx":575
  *     if data is None:
  *         return 0
  *     note_read(&pages.map.m, arg.flags)             # <<<<<<<<<<<<<<
@@ -30207,19 +30616,19 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   __pyx_f_5daxfs_6daemon_7session_note_read((&__pyx_v_pages->map->m), __pyx_v_arg->flags);
 
-  /* "daxfs/daemon/twins.pyx":550
+  /* "daxfs/daemon/twins.pyx":576
  *         return 0
  *     note_read(&pages.map.m, arg.flags)
  *     answer(header.unique, PyBytes_AS_STRING(data), <size_t>len(data))             # <<<<<<<<<<<<<<
  *     return 1
  * 
 */
-  __pyx_t_10 = PyObject_Length(__pyx_v_data); if (unlikely(__pyx_t_10 == ((Py_ssize_t)-1))) __PYX_ERR(0, 550, __pyx_L1_error)
-  __pyx_t_11 = __pyx_f_5daxfs_6daemon_7session_answer(__pyx_v_header->unique, PyBytes_AS_STRING(__pyx_v_data), ((size_t)__pyx_t_10)); if (unlikely(__pyx_t_11 == ((int)-1))) __PYX_ERR(0, 550, __pyx_L1_error)
+  __pyx_t_10 = PyObject_Length(__pyx_v_data); if (unlikely(__pyx_t_10 == ((Py_ssize_t)-1))) __PYX_ERR(0, 576, __pyx_L1_error)
+  __pyx_t_11 = __pyx_f_5daxfs_6daemon_7session_answer(__pyx_v_header->unique, PyBytes_AS_STRING(__pyx_v_data), ((size_t)__pyx_t_10)); if (unlikely(__pyx_t_11 == ((int)-1))) __PYX_ERR(0, 576, __pyx_L1_error)
 
 
 
-  /* "daxfs/daemon/twins.pyx":551
+  /* "daxfs/daemon/twins.pyx":577
  *     note_read(&pages.map.m, arg.flags)
  *     answer(header.unique, PyBytes_AS_STRING(data), <size_t>len(data))
  *     return 1             # <<<<<<<<<<<<<<
@@ -30232,7 +30641,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":530
+  /* "daxfs/daemon/twins.pyx":556
  * 
  * 
  * cdef int _read(const fuse_in_header *header, size_t length) except -1:             # <<<<<<<<<<<<<<
@@ -30259,7 +30668,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":554
+/* "daxfs/daemon/twins.pyx":580
  * 
  * 
  * cdef int _write(const fuse_in_header *header, size_t length) except -1:             # <<<<<<<<<<<<<<
@@ -30283,7 +30692,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("_write", 0);
 
-  /* "daxfs/daemon/twins.pyx":556
+  /* "daxfs/daemon/twins.pyx":582
  * cdef int _write(const fuse_in_header *header, size_t length) except -1:
  *     """A write-back of pages of which some have twins."""
  *     cdef const fuse_write_in *arg = <const fuse_write_in *>(<const char *>header + HEADER)             # <<<<<<<<<<<<<<
@@ -30292,7 +30701,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   __pyx_v_arg = ((struct fuse_write_in const *)(((char const *)__pyx_v_header) + __pyx_e_5daxfs_6daemon_5twins_HEADER));
 
-  /* "daxfs/daemon/twins.pyx":557
+  /* "daxfs/daemon/twins.pyx":583
  *     """A write-back of pages of which some have twins."""
  *     cdef const fuse_write_in *arg = <const fuse_write_in *>(<const char *>header + HEADER)
  *     cdef size_t head = HEADER + _WRITE_IN             # <<<<<<<<<<<<<<
@@ -30301,7 +30710,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   __pyx_v_head = (__pyx_e_5daxfs_6daemon_5twins_HEADER + __pyx_e_5daxfs_6daemon_5twins__WRITE_IN);
 
-  /* "daxfs/daemon/twins.pyx":559
+  /* "daxfs/daemon/twins.pyx":585
  *     cdef size_t head = HEADER + _WRITE_IN
  *     cdef Pages pages
  *     if length < head or not arg.write_flags & FUSE_WRITE_CACHE or arg.size > length - head:             # <<<<<<<<<<<<<<
@@ -30337,7 +30746,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":560
+    /* "daxfs/daemon/twins.pyx":586
  *     cdef Pages pages
  *     if length < head or not arg.write_flags & FUSE_WRITE_CACHE or arg.size > length - head:
  *         return 0             # <<<<<<<<<<<<<<
@@ -30350,7 +30759,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":559
+    /* "daxfs/daemon/twins.pyx":585
  *     cdef size_t head = HEADER + _WRITE_IN
  *     cdef Pages pages
  *     if length < head or not arg.write_flags & FUSE_WRITE_CACHE or arg.size > length - head:             # <<<<<<<<<<<<<<
@@ -30359,7 +30768,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":561
+  /* "daxfs/daemon/twins.pyx":587
  *     if length < head or not arg.write_flags & FUSE_WRITE_CACHE or arg.size > length - head:
  *         return 0
  *     pages = _files.get(header.nodeid)             # <<<<<<<<<<<<<<
@@ -30368,18 +30777,18 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   if (unlikely(__pyx_v_5daxfs_6daemon_5twins__files == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-    __PYX_ERR(0, 561, __pyx_L1_error)
+    __PYX_ERR(0, 587, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_header->nodeid); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 561, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_header->nodeid); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 587, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_4 = __Pyx_PyDict_GetItemDefault(__pyx_v_5daxfs_6daemon_5twins__files, __pyx_t_3, Py_None); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 561, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyDict_GetItemDefault(__pyx_v_5daxfs_6daemon_5twins__files, __pyx_t_3, Py_None); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 587, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-  if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 561, __pyx_L1_error)
+  if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 587, __pyx_L1_error)
   __pyx_v_pages = ((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_t_4);
   __pyx_t_4 = 0;
 
-  /* "daxfs/daemon/twins.pyx":562
+  /* "daxfs/daemon/twins.pyx":588
  *         return 0
  *     pages = _files.get(header.nodeid)
  *     if pages is None or not pages.p.twins or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:             # <<<<<<<<<<<<<<
@@ -30424,7 +30833,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":563
+    /* "daxfs/daemon/twins.pyx":589
  *     pages = _files.get(header.nodeid)
  *     if pages is None or not pages.p.twins or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:
  *         return 0             # <<<<<<<<<<<<<<
@@ -30437,7 +30846,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":562
+    /* "daxfs/daemon/twins.pyx":588
  *         return 0
  *     pages = _files.get(header.nodeid)
  *     if pages is None or not pages.p.twins or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:             # <<<<<<<<<<<<<<
@@ -30446,7 +30855,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":564
+  /* "daxfs/daemon/twins.pyx":590
  *     if pages is None or not pages.p.twins or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:
  *         return 0
  *     if not arg.size or not pages._in_place(arg.offset, arg.size):             # <<<<<<<<<<<<<<
@@ -30472,7 +30881,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":565
+    /* "daxfs/daemon/twins.pyx":591
  *         return 0
  *     if not arg.size or not pages._in_place(arg.offset, arg.size):
  *         return 0             # <<<<<<<<<<<<<<
@@ -30485,7 +30894,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":564
+    /* "daxfs/daemon/twins.pyx":590
  *     if pages is None or not pages.p.twins or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:
  *         return 0
  *     if not arg.size or not pages._in_place(arg.offset, arg.size):             # <<<<<<<<<<<<<<
@@ -30494,17 +30903,17 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":566
+  /* "daxfs/daemon/twins.pyx":592
  *     if not arg.size or not pages._in_place(arg.offset, arg.size):
  *         return 0
  *     pages.take_back(arg.offset, <const uint8_t *>header + head, arg.size)             # <<<<<<<<<<<<<<
  *     end_write(header, &pages.map.m)
  *     return 1
 */
-  __pyx_t_5 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_pages->__pyx_vtab)->take_back(__pyx_v_pages, __pyx_v_arg->offset, (((uint8_t const *)__pyx_v_header) + __pyx_v_head), __pyx_v_arg->size); if (unlikely(__pyx_t_5 == ((int)-1))) __PYX_ERR(0, 566, __pyx_L1_error)
+  __pyx_t_5 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_pages->__pyx_vtab)->take_back(__pyx_v_pages, __pyx_v_arg->offset, (((uint8_t const *)__pyx_v_header) + __pyx_v_head), __pyx_v_arg->size); if (unlikely(__pyx_t_5 == ((int)-1))) __PYX_ERR(0, 592, __pyx_L1_error)
 
 
-  /* "daxfs/daemon/twins.pyx":567
+  /* "daxfs/daemon/twins.pyx":593
  *         return 0
  *     pages.take_back(arg.offset, <const uint8_t *>header + head, arg.size)
  *     end_write(header, &pages.map.m)             # <<<<<<<<<<<<<<
@@ -30513,7 +30922,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   __pyx_f_5daxfs_6daemon_7session_end_write(__pyx_v_header, (&__pyx_v_pages->map->m));
 
-  /* "daxfs/daemon/twins.pyx":568
+  /* "daxfs/daemon/twins.pyx":594
  *     pages.take_back(arg.offset, <const uint8_t *>header + head, arg.size)
  *     end_write(header, &pages.map.m)
  *     return 1             # <<<<<<<<<<<<<<
@@ -30526,7 +30935,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":554
+  /* "daxfs/daemon/twins.pyx":580
  * 
  * 
  * cdef int _write(const fuse_in_header *header, size_t length) except -1:             # <<<<<<<<<<<<<<
@@ -30549,7 +30958,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":577
+/* "daxfs/daemon/twins.pyx":603
  * 
  * 
  * def install(dict files, make, *, bint quick, bint off=False):             # <<<<<<<<<<<<<<
@@ -30600,45 +31009,45 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_files,&__pyx_mstate_global->__pyx_n_u_make,&__pyx_mstate_global->__pyx_n_u_quick,&__pyx_mstate_global->__pyx_n_u_off,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 577, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 603, __pyx_L3_error)
     if (likely(__pyx_kwds_len > 0)) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 577, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 603, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 577, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 603, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "install", 0) < (0)) __PYX_ERR(0, 577, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "install", 0) < (0)) __PYX_ERR(0, 603, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("install", 1, 2, 2, i); __PYX_ERR(0, 577, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("install", 1, 2, 2, i); __PYX_ERR(0, 603, __pyx_L3_error) }
       }
       for (Py_ssize_t i = 2; i < 3; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseKeywordRequired("install", *(__pyx_pyargnames[i - 0])); __PYX_ERR(0, 577, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseKeywordRequired("install", *(__pyx_pyargnames[i - 0])); __PYX_ERR(0, 603, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
-      __Pyx_RaiseKeywordRequired("install", __pyx_mstate_global->__pyx_n_u_quick); __PYX_ERR(0, 577, __pyx_L3_error)
+      __Pyx_RaiseKeywordRequired("install", __pyx_mstate_global->__pyx_n_u_quick); __PYX_ERR(0, 603, __pyx_L3_error)
     }
     __pyx_v_files = ((PyObject*)values[0]);
     __pyx_v_make = values[1];
-    __pyx_v_quick = __Pyx_PyObject_IsTrue(values[2]); if (unlikely((__pyx_v_quick == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 577, __pyx_L3_error)
+    __pyx_v_quick = __Pyx_PyObject_IsTrue(values[2]); if (unlikely((__pyx_v_quick == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 603, __pyx_L3_error)
     if (values[3]) {
-      __pyx_v_off = __Pyx_PyObject_IsTrue(values[3]); if (unlikely((__pyx_v_off == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 577, __pyx_L3_error)
+      __pyx_v_off = __Pyx_PyObject_IsTrue(values[3]); if (unlikely((__pyx_v_off == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 603, __pyx_L3_error)
     } else {
       __pyx_v_off = ((int)0);
     }
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("install", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 577, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("install", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 603, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -30649,7 +31058,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_files), (&PyDict_Type), 1, "files", 1))) __PYX_ERR(0, 577, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_files), (&PyDict_Type), 1, "files", 1))) __PYX_ERR(0, 603, __pyx_L1_error)
   __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_install(__pyx_self, __pyx_v_files, __pyx_v_make, __pyx_v_quick, __pyx_v_off);
 
   /* function exit code */
@@ -30685,7 +31094,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("install", 0);
 
-  /* "daxfs/daemon/twins.pyx":581
+  /* "daxfs/daemon/twins.pyx":607
  *     no twins, so that bytes are lost (for tests that must see it)."""
  *     global _files, _make, _OFF
  *     _files, _make, _OFF = files, make, off             # <<<<<<<<<<<<<<
@@ -30708,7 +31117,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
   __pyx_t_2 = 0;
   __pyx_v_5daxfs_6daemon_5twins__OFF = __pyx_t_3;
 
-  /* "daxfs/daemon/twins.pyx":582
+  /* "daxfs/daemon/twins.pyx":608
  *     global _files, _make, _OFF
  *     _files, _make, _OFF = files, make, off
  *     keep_pages(True)             # <<<<<<<<<<<<<<
@@ -30717,7 +31126,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
 */
   __pyx_f_5daxfs_6daemon_7session_keep_pages(1);
 
-  /* "daxfs/daemon/twins.pyx":583
+  /* "daxfs/daemon/twins.pyx":609
  *     _files, _make, _OFF = files, make, off
  *     keep_pages(True)
  *     remove()             # <<<<<<<<<<<<<<
@@ -30725,7 +31134,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
  *         set_quick(FUSE_READ, _read)
 */
   __pyx_t_1 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_remove); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 583, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_remove); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 609, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __pyx_t_5 = 1;
   #if CYTHON_UNPACK_METHODS
@@ -30744,12 +31153,12 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
     __pyx_t_2 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_4, __pyx_callargs+__pyx_t_5, (1-__pyx_t_5) | (__pyx_t_5*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_1); __pyx_t_1 = 0;
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 583, __pyx_L1_error)
+    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 609, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
   }
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "daxfs/daemon/twins.pyx":584
+  /* "daxfs/daemon/twins.pyx":610
  *     keep_pages(True)
  *     remove()
  *     if quick:             # <<<<<<<<<<<<<<
@@ -30758,27 +31167,27 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
 */
   if (__pyx_v_quick) {
 
-    /* "daxfs/daemon/twins.pyx":585
+    /* "daxfs/daemon/twins.pyx":611
  *     remove()
  *     if quick:
  *         set_quick(FUSE_READ, _read)             # <<<<<<<<<<<<<<
  *         set_quick(FUSE_WRITE, _write)
  * 
 */
-    __pyx_t_6 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_READ, __pyx_f_5daxfs_6daemon_5twins__read); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 585, __pyx_L1_error)
+    __pyx_t_6 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_READ, __pyx_f_5daxfs_6daemon_5twins__read); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 611, __pyx_L1_error)
 
 
-    /* "daxfs/daemon/twins.pyx":586
+    /* "daxfs/daemon/twins.pyx":612
  *     if quick:
  *         set_quick(FUSE_READ, _read)
  *         set_quick(FUSE_WRITE, _write)             # <<<<<<<<<<<<<<
  * 
  * 
 */
-    __pyx_t_6 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_WRITE, __pyx_f_5daxfs_6daemon_5twins__write); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 586, __pyx_L1_error)
+    __pyx_t_6 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_WRITE, __pyx_f_5daxfs_6daemon_5twins__write); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 612, __pyx_L1_error)
 
 
-    /* "daxfs/daemon/twins.pyx":584
+    /* "daxfs/daemon/twins.pyx":610
  *     keep_pages(True)
  *     remove()
  *     if quick:             # <<<<<<<<<<<<<<
@@ -30787,7 +31196,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":577
+  /* "daxfs/daemon/twins.pyx":603
  * 
  * 
  * def install(dict files, make, *, bint quick, bint off=False):             # <<<<<<<<<<<<<<
@@ -30810,7 +31219,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":589
+/* "daxfs/daemon/twins.pyx":615
  * 
  * 
  * def remove():             # <<<<<<<<<<<<<<
@@ -30844,24 +31253,24 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_2remove(CYTHON_UNUSED PyObject *
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("remove", 0);
 
-  /* "daxfs/daemon/twins.pyx":591
+  /* "daxfs/daemon/twins.pyx":617
  * def remove():
  *     """The device is gone: Python answers everything from now on."""
  *     set_quick(FUSE_READ, NULL)             # <<<<<<<<<<<<<<
  *     set_quick(FUSE_WRITE, NULL)
 */
-  __pyx_t_1 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_READ, NULL); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 591, __pyx_L1_error)
+  __pyx_t_1 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_READ, NULL); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 617, __pyx_L1_error)
 
 
-  /* "daxfs/daemon/twins.pyx":592
+  /* "daxfs/daemon/twins.pyx":618
  *     """The device is gone: Python answers everything from now on."""
  *     set_quick(FUSE_READ, NULL)
  *     set_quick(FUSE_WRITE, NULL)             # <<<<<<<<<<<<<<
 */
-  __pyx_t_1 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_WRITE, NULL); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 592, __pyx_L1_error)
+  __pyx_t_1 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_WRITE, NULL); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 618, __pyx_L1_error)
 
 
-  /* "daxfs/daemon/twins.pyx":589
+  /* "daxfs/daemon/twins.pyx":615
  * 
  * 
  * def remove():             # <<<<<<<<<<<<<<
@@ -31192,7 +31601,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins___pyx_unpickle_Budget__set_state(
  *     int __Pyx_UpdateUnpickledDict(object, object, Py_ssize_t) except -1
  * def __pyx_unpickle__Twin(__pyx_type, long __pyx_checksum, tuple __pyx_state):             # <<<<<<<<<<<<<<
  *     cdef object __pyx_result
- *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xbc87502, 0xd217ae1, 0xd36c61d, b'bytes, end, handed, uid')
+ *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xae7c51a, 0x7313984, 0x6171c6f, b'bytes, end, handed, quiet, uid')
 */
 
 /* Python wrapper */
@@ -31324,16 +31733,16 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6__pyx_unpickle__Twin(CYTHON_UNU
   /* "(tree fragment)":6
  * def __pyx_unpickle__Twin(__pyx_type, long __pyx_checksum, tuple __pyx_state):
  *     cdef object __pyx_result
- *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xbc87502, 0xd217ae1, 0xd36c61d, b'bytes, end, handed, uid')             # <<<<<<<<<<<<<<
+ *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xae7c51a, 0x7313984, 0x6171c6f, b'bytes, end, handed, quiet, uid')             # <<<<<<<<<<<<<<
  *     __pyx_result = _Twin.__new__(__pyx_type)
  *     if __pyx_state is not None:
 */
-  __pyx_t_1 = __Pyx_CheckUnpickleChecksum(__pyx_v___pyx_checksum, 0xbc87502, 0xd217ae1, 0xd36c61d, __pyx_k_bytes_end_handed_uid); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(1, 6, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_CheckUnpickleChecksum(__pyx_v___pyx_checksum, 0xae7c51a, 0x7313984, 0x6171c6f, __pyx_k_bytes_end_handed_quiet_uid); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(1, 6, __pyx_L1_error)
 
 
   /* "(tree fragment)":7
  *     cdef object __pyx_result
- *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xbc87502, 0xd217ae1, 0xd36c61d, b'bytes, end, handed, uid')
+ *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xae7c51a, 0x7313984, 0x6171c6f, b'bytes, end, handed, quiet, uid')
  *     __pyx_result = _Twin.__new__(__pyx_type)             # <<<<<<<<<<<<<<
  *     if __pyx_state is not None:
  *         __pyx_unpickle__Twin__set_state(<_Twin> __pyx_result, __pyx_state)
@@ -31352,7 +31761,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6__pyx_unpickle__Twin(CYTHON_UNU
   __pyx_t_2 = 0;
 
   /* "(tree fragment)":8
- *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xbc87502, 0xd217ae1, 0xd36c61d, b'bytes, end, handed, uid')
+ *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xae7c51a, 0x7313984, 0x6171c6f, b'bytes, end, handed, quiet, uid')
  *     __pyx_result = _Twin.__new__(__pyx_type)
  *     if __pyx_state is not None:             # <<<<<<<<<<<<<<
  *         __pyx_unpickle__Twin__set_state(<_Twin> __pyx_result, __pyx_state)
@@ -31378,7 +31787,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6__pyx_unpickle__Twin(CYTHON_UNU
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
     /* "(tree fragment)":8
- *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xbc87502, 0xd217ae1, 0xd36c61d, b'bytes, end, handed, uid')
+ *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xae7c51a, 0x7313984, 0x6171c6f, b'bytes, end, handed, quiet, uid')
  *     __pyx_result = _Twin.__new__(__pyx_type)
  *     if __pyx_state is not None:             # <<<<<<<<<<<<<<
  *         __pyx_unpickle__Twin__set_state(<_Twin> __pyx_result, __pyx_state)
@@ -31391,7 +31800,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6__pyx_unpickle__Twin(CYTHON_UNU
  *         __pyx_unpickle__Twin__set_state(<_Twin> __pyx_result, __pyx_state)
  *     return __pyx_result             # <<<<<<<<<<<<<<
  * cdef __pyx_unpickle__Twin__set_state(_Twin __pyx_result, __pyx_state: tuple):
- *     __pyx_result.bytes = __pyx_state[0]; __pyx_result.end = __pyx_state[1]; __pyx_result.handed = __pyx_state[2]; __pyx_result.uid = __pyx_state[3]
+ *     __pyx_result.bytes = __pyx_state[0]; __pyx_result.end = __pyx_state[1]; __pyx_result.handed = __pyx_state[2]; __pyx_result.quiet = __pyx_state[3]; __pyx_result.uid = __pyx_state[4]
 */
   {
     PyObject *__pyx_temp;
@@ -31409,7 +31818,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6__pyx_unpickle__Twin(CYTHON_UNU
  *     int __Pyx_UpdateUnpickledDict(object, object, Py_ssize_t) except -1
  * def __pyx_unpickle__Twin(__pyx_type, long __pyx_checksum, tuple __pyx_state):             # <<<<<<<<<<<<<<
  *     cdef object __pyx_result
- *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xbc87502, 0xd217ae1, 0xd36c61d, b'bytes, end, handed, uid')
+ *     __Pyx_CheckUnpickleChecksum(__pyx_checksum, 0xae7c51a, 0x7313984, 0x6171c6f, b'bytes, end, handed, quiet, uid')
 */
 
   /* function exit code */
@@ -31429,8 +31838,8 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_6__pyx_unpickle__Twin(CYTHON_UNU
  *         __pyx_unpickle__Twin__set_state(<_Twin> __pyx_result, __pyx_state)
  *     return __pyx_result
  * cdef __pyx_unpickle__Twin__set_state(_Twin __pyx_result, __pyx_state: tuple):             # <<<<<<<<<<<<<<
- *     __pyx_result.bytes = __pyx_state[0]; __pyx_result.end = __pyx_state[1]; __pyx_result.handed = __pyx_state[2]; __pyx_result.uid = __pyx_state[3]
- *     __Pyx_UpdateUnpickledDict(__pyx_result, __pyx_state, 4)
+ *     __pyx_result.bytes = __pyx_state[0]; __pyx_result.end = __pyx_state[1]; __pyx_result.handed = __pyx_state[2]; __pyx_result.quiet = __pyx_state[3]; __pyx_result.uid = __pyx_state[4]
+ *     __Pyx_UpdateUnpickledDict(__pyx_result, __pyx_state, 5)
 */
 
 static PyObject *__pyx_f_5daxfs_6daemon_5twins___pyx_unpickle__Twin__set_state(struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_v___pyx_result, PyObject *__pyx_v___pyx_state) {
@@ -31448,8 +31857,8 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins___pyx_unpickle__Twin__set_state(s
   /* "(tree fragment)":12
  *     return __pyx_result
  * cdef __pyx_unpickle__Twin__set_state(_Twin __pyx_result, __pyx_state: tuple):
- *     __pyx_result.bytes = __pyx_state[0]; __pyx_result.end = __pyx_state[1]; __pyx_result.handed = __pyx_state[2]; __pyx_result.uid = __pyx_state[3]             # <<<<<<<<<<<<<<
- *     __Pyx_UpdateUnpickledDict(__pyx_result, __pyx_state, 4)
+ *     __pyx_result.bytes = __pyx_state[0]; __pyx_result.end = __pyx_state[1]; __pyx_result.handed = __pyx_state[2]; __pyx_result.quiet = __pyx_state[3]; __pyx_result.uid = __pyx_state[4]             # <<<<<<<<<<<<<<
+ *     __Pyx_UpdateUnpickledDict(__pyx_result, __pyx_state, 5)
 */
   __pyx_t_1 = __Pyx_PyObject_AsWritableUString(__Pyx_PyTuple_GET_ITEM(__pyx_v___pyx_state, 0)); if (unlikely((!__pyx_t_1) && PyErr_Occurred())) __PYX_ERR(1, 12, __pyx_L1_error)
   __pyx_v___pyx_result->bytes = __pyx_t_1;
@@ -31458,22 +31867,24 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins___pyx_unpickle__Twin__set_state(s
   __pyx_t_3 = __Pyx_PyLong_As_uint64_t(__Pyx_PyTuple_GET_ITEM(__pyx_v___pyx_state, 2)); if (unlikely((__pyx_t_3 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(1, 12, __pyx_L1_error)
   __pyx_v___pyx_result->handed = __pyx_t_3;
   __pyx_t_2 = __Pyx_PyLong_As_uint32_t(__Pyx_PyTuple_GET_ITEM(__pyx_v___pyx_state, 3)); if (unlikely((__pyx_t_2 == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(1, 12, __pyx_L1_error)
+  __pyx_v___pyx_result->quiet = __pyx_t_2;
+  __pyx_t_2 = __Pyx_PyLong_As_uint32_t(__Pyx_PyTuple_GET_ITEM(__pyx_v___pyx_state, 4)); if (unlikely((__pyx_t_2 == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(1, 12, __pyx_L1_error)
   __pyx_v___pyx_result->uid = __pyx_t_2;
 
   /* "(tree fragment)":13
  * cdef __pyx_unpickle__Twin__set_state(_Twin __pyx_result, __pyx_state: tuple):
- *     __pyx_result.bytes = __pyx_state[0]; __pyx_result.end = __pyx_state[1]; __pyx_result.handed = __pyx_state[2]; __pyx_result.uid = __pyx_state[3]
- *     __Pyx_UpdateUnpickledDict(__pyx_result, __pyx_state, 4)             # <<<<<<<<<<<<<<
+ *     __pyx_result.bytes = __pyx_state[0]; __pyx_result.end = __pyx_state[1]; __pyx_result.handed = __pyx_state[2]; __pyx_result.quiet = __pyx_state[3]; __pyx_result.uid = __pyx_state[4]
+ *     __Pyx_UpdateUnpickledDict(__pyx_result, __pyx_state, 5)             # <<<<<<<<<<<<<<
 */
-  __pyx_t_4 = __Pyx_UpdateUnpickledDict(((PyObject *)__pyx_v___pyx_result), __pyx_v___pyx_state, 4); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(1, 13, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_UpdateUnpickledDict(((PyObject *)__pyx_v___pyx_result), __pyx_v___pyx_state, 5); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(1, 13, __pyx_L1_error)
 
 
   /* "(tree fragment)":11
  *         __pyx_unpickle__Twin__set_state(<_Twin> __pyx_result, __pyx_state)
  *     return __pyx_result
  * cdef __pyx_unpickle__Twin__set_state(_Twin __pyx_result, __pyx_state: tuple):             # <<<<<<<<<<<<<<
- *     __pyx_result.bytes = __pyx_state[0]; __pyx_result.end = __pyx_state[1]; __pyx_result.handed = __pyx_state[2]; __pyx_result.uid = __pyx_state[3]
- *     __Pyx_UpdateUnpickledDict(__pyx_result, __pyx_state, 4)
+ *     __pyx_result.bytes = __pyx_state[0]; __pyx_result.end = __pyx_state[1]; __pyx_result.handed = __pyx_state[2]; __pyx_result.quiet = __pyx_state[3]; __pyx_result.uid = __pyx_state[4]
+ *     __Pyx_UpdateUnpickledDict(__pyx_result, __pyx_state, 5)
 */
 
   /* function exit code */
@@ -31811,7 +32222,7 @@ static PyMethodDef __pyx_methods_5daxfs_6daemon_5twins__Twin[] = {
 #if CYTHON_USE_TYPE_SPECS
 static PyType_Slot __pyx_type_5daxfs_6daemon_5twins__Twin_slots[] = {
   {Py_tp_dealloc, (void *)__pyx_tp_dealloc_5daxfs_6daemon_5twins__Twin},
-  {Py_tp_doc, (void *)PyDoc_STR("`bytes` NULL: the page has a mask only. `handed`: when. `end`: bytes from here on are masked.")},
+  {Py_tp_doc, (void *)PyDoc_STR("`bytes` NULL: the page has a mask only. `handed`: when. `end`: bytes from here on are masked. `quiet`: how often in a\n    row nothing was found to have changed.")},
   {Py_tp_methods, (void *)__pyx_methods_5daxfs_6daemon_5twins__Twin},
   {Py_tp_new, (void *)__pyx_tp_new_5daxfs_6daemon_5twins__Twin},
   #if (!CYTHON_COMPILING_IN_PYPY || PYPY_VERSION_NUM >= 0x07030800) && (!CYTHON_COMPILING_IN_LIMITED_API || __PYX_LIMITED_VERSION_HEX >= 0x030E0000)
@@ -31851,7 +32262,7 @@ static PyTypeObject __pyx_type_5daxfs_6daemon_5twins__Twin = {
   0, /*tp_setattro*/
   0, /*tp_as_buffer*/
   Py_TPFLAGS_DEFAULT|Py_TPFLAGS_HAVE_VERSION_TAG|Py_TPFLAGS_BASETYPE, /*tp_flags*/
-  PyDoc_STR("`bytes` NULL: the page has a mask only. `handed`: when. `end`: bytes from here on are masked."), /*tp_doc*/
+  PyDoc_STR("`bytes` NULL: the page has a mask only. `handed`: when. `end`: bytes from here on are masked. `quiet`: how often in a\n    row nothing was found to have changed."), /*tp_doc*/
   0, /*tp_traverse*/
   0, /*tp_clear*/
   0, /*tp_richcompare*/
@@ -32084,10 +32495,6 @@ static PyObject *__pyx_getprop_5daxfs_6daemon_5twins_5Pages_careful(PyObject *o,
   return __pyx_pw_5daxfs_6daemon_5twins_5Pages_7careful_1__get__(o);
 }
 
-static PyObject *__pyx_getprop_5daxfs_6daemon_5twins_5Pages_claimed(PyObject *o, CYTHON_UNUSED void *x) {
-  return __pyx_pw_5daxfs_6daemon_5twins_5Pages_7claimed_1__get__(o);
-}
-
 static PyObject *__pyx_getprop_5daxfs_6daemon_5twins_5Pages_inode(PyObject *o, CYTHON_UNUSED void *x) {
   return __pyx_pw_5daxfs_6daemon_5twins_5Pages_5inode_1__get__(o);
 }
@@ -32098,7 +32505,7 @@ static PyObject *__pyx_getprop_5daxfs_6daemon_5twins_5Pages_dropping(PyObject *o
 
 static PyMethodDef __pyx_methods_5daxfs_6daemon_5twins_Pages[] = {
   {"forget", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_5forget, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_4forget},
-  {"watch", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_9watch, __Pyx_METH_FASTCALL|METH_KEYWORDS, 0},
+  {"be_careful", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_9be_careful, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_8be_careful},
   {"may_have", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_11may_have, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_10may_have},
   {"is_dropping", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_13is_dropping, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_12is_dropping},
   {"has_any", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_15has_any, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_14has_any},
@@ -32112,17 +32519,17 @@ static PyMethodDef __pyx_methods_5daxfs_6daemon_5twins_Pages[] = {
   {"begin_drop", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_31begin_drop, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_30begin_drop},
   {"end_drop", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_33end_drop, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_32end_drop},
   {"ranges", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_35ranges, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_34ranges},
-  {"users", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_37users, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_36users},
-  {"check", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_39check, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_38check},
-  {"with_bytes", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_41with_bytes, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_40with_bytes},
-  {"__reduce_cython__", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_43__reduce_cython__, __Pyx_METH_FASTCALL|METH_KEYWORDS, 0},
-  {"__setstate_cython__", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_45__setstate_cython__, __Pyx_METH_FASTCALL|METH_KEYWORDS, 0},
+  {"stale", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_37stale, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_36stale},
+  {"users", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_39users, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_38users},
+  {"check", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_41check, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_40check},
+  {"with_bytes", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_43with_bytes, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_42with_bytes},
+  {"__reduce_cython__", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_45__reduce_cython__, __Pyx_METH_FASTCALL|METH_KEYWORDS, 0},
+  {"__setstate_cython__", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_47__setstate_cython__, __Pyx_METH_FASTCALL|METH_KEYWORDS, 0},
   {0, 0, 0, 0}
 };
 
 static struct PyGetSetDef __pyx_getsets_5daxfs_6daemon_5twins_Pages[] = {
   {"careful", __pyx_getprop_5daxfs_6daemon_5twins_5Pages_careful, 0, PyDoc_STR("Whether pages are handed out with twins, if it takes any."), 0},
-  {"claimed", __pyx_getprop_5daxfs_6daemon_5twins_5Pages_claimed, 0, PyDoc_STR("Whether a pin is on its way."), 0},
   {"inode", __pyx_getprop_5daxfs_6daemon_5twins_5Pages_inode, 0, 0, 0},
   {"dropping", __pyx_getprop_5daxfs_6daemon_5twins_5Pages_dropping, 0, 0, 0},
   {0, 0, 0, 0, 0}
@@ -33421,14 +33828,14 @@ static int __Pyx_modinit_Exttype___pyx_obj_5daxfs_6daemon_5twins_Budget(__pyx_ms
   __pyx_vtable_5daxfs_6daemon_5twins_Budget.take = (int (*)(struct __pyx_obj_5daxfs_6daemon_5twins_Budget *, uint32_t))__pyx_f_5daxfs_6daemon_5twins_6Budget_take;
   __pyx_vtable_5daxfs_6daemon_5twins_Budget.give = (int (*)(struct __pyx_obj_5daxfs_6daemon_5twins_Budget *, uint32_t))__pyx_f_5daxfs_6daemon_5twins_6Budget_give;
   #if CYTHON_USE_TYPE_SPECS
-  __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_5daxfs_6daemon_5twins_Budget_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget)) __PYX_ERR(0, 72, __pyx_L1_error)
+  __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_5daxfs_6daemon_5twins_Budget_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget)) __PYX_ERR(0, 74, __pyx_L1_error)
   #else
   __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget = &__pyx_type_5daxfs_6daemon_5twins_Budget;
   #endif
   #if !CYTHON_COMPILING_IN_LIMITED_API
   #endif
   #if !CYTHON_USE_TYPE_SPECS
-  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget) < (0)) __PYX_ERR(0, 72, __pyx_L1_error)
+  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget) < (0)) __PYX_ERR(0, 74, __pyx_L1_error)
   #endif
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount((PyObject*)__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget);
@@ -33438,9 +33845,9 @@ static int __Pyx_modinit_Exttype___pyx_obj_5daxfs_6daemon_5twins_Budget(__pyx_ms
     __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget->tp_getattro = PyObject_GenericGetAttr;
   }
   #endif
-  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget, __pyx_vtabptr_5daxfs_6daemon_5twins_Budget) < (0)) __PYX_ERR(0, 72, __pyx_L1_error)
-  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Budget, (PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget) < (0)) __PYX_ERR(0, 72, __pyx_L1_error)
-  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget) < (0)) __PYX_ERR(0, 72, __pyx_L1_error)
+  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget, __pyx_vtabptr_5daxfs_6daemon_5twins_Budget) < (0)) __PYX_ERR(0, 74, __pyx_L1_error)
+  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Budget, (PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget) < (0)) __PYX_ERR(0, 74, __pyx_L1_error)
+  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Budget) < (0)) __PYX_ERR(0, 74, __pyx_L1_error)
   __Pyx_RefNannyFinishContext();
   return 0;
   __pyx_L1_error:;
@@ -33457,14 +33864,14 @@ static int __Pyx_modinit_Exttype___pyx_obj_5daxfs_6daemon_5twins__Twin(__pyx_mst
   __Pyx_RefNannySetupContext("__Pyx_modinit_Exttype___pyx_obj_5daxfs_6daemon_5twins__Twin", 0);
   /*--- Exttype __pyx_obj_5daxfs_6daemon_5twins__Twin ---*/
   #if CYTHON_USE_TYPE_SPECS
-  __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_5daxfs_6daemon_5twins__Twin_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin)) __PYX_ERR(0, 104, __pyx_L1_error)
+  __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_5daxfs_6daemon_5twins__Twin_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin)) __PYX_ERR(0, 106, __pyx_L1_error)
   #else
   __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin = &__pyx_type_5daxfs_6daemon_5twins__Twin;
   #endif
   #if !CYTHON_COMPILING_IN_LIMITED_API
   #endif
   #if !CYTHON_USE_TYPE_SPECS
-  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin) < (0)) __PYX_ERR(0, 104, __pyx_L1_error)
+  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin) < (0)) __PYX_ERR(0, 106, __pyx_L1_error)
   #endif
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount((PyObject*)__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin);
@@ -33474,8 +33881,8 @@ static int __Pyx_modinit_Exttype___pyx_obj_5daxfs_6daemon_5twins__Twin(__pyx_mst
     __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin->tp_getattro = PyObject_GenericGetAttr;
   }
   #endif
-  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Twin, (PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin) < (0)) __PYX_ERR(0, 104, __pyx_L1_error)
-  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin) < (0)) __PYX_ERR(0, 104, __pyx_L1_error)
+  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Twin, (PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin) < (0)) __PYX_ERR(0, 106, __pyx_L1_error)
+  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins__Twin) < (0)) __PYX_ERR(0, 106, __pyx_L1_error)
   __Pyx_RefNannyFinishContext();
   return 0;
   __pyx_L1_error:;
@@ -33498,14 +33905,14 @@ static int __Pyx_modinit_Exttype___pyx_obj_5daxfs_6daemon_5twins_Pages(__pyx_mst
   __pyx_vtable_5daxfs_6daemon_5twins_Pages._in_place = (int (*)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, uint64_t, uint64_t))__pyx_f_5daxfs_6daemon_5twins_5Pages__in_place;
   __pyx_vtable_5daxfs_6daemon_5twins_Pages.take_back = (int (*)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, uint64_t, uint8_t const *, uint64_t))__pyx_f_5daxfs_6daemon_5twins_5Pages_take_back;
   #if CYTHON_USE_TYPE_SPECS
-  __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_5daxfs_6daemon_5twins_Pages_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages)) __PYX_ERR(0, 167, __pyx_L1_error)
+  __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_5daxfs_6daemon_5twins_Pages_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages)) __PYX_ERR(0, 170, __pyx_L1_error)
   #else
   __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages = &__pyx_type_5daxfs_6daemon_5twins_Pages;
   #endif
   #if !CYTHON_COMPILING_IN_LIMITED_API
   #endif
   #if !CYTHON_USE_TYPE_SPECS
-  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages) < (0)) __PYX_ERR(0, 167, __pyx_L1_error)
+  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages) < (0)) __PYX_ERR(0, 170, __pyx_L1_error)
   #endif
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount((PyObject*)__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages);
@@ -33517,7 +33924,7 @@ static int __Pyx_modinit_Exttype___pyx_obj_5daxfs_6daemon_5twins_Pages(__pyx_mst
   #endif
   #if CYTHON_UPDATE_DESCRIPTOR_DOC
   {
-    PyObject *wrapper = PyObject_GetAttrString((PyObject *)__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages, "__len__"); if (unlikely(!wrapper)) __PYX_ERR(0, 167, __pyx_L1_error)
+    PyObject *wrapper = PyObject_GetAttrString((PyObject *)__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages, "__len__"); if (unlikely(!wrapper)) __PYX_ERR(0, 170, __pyx_L1_error)
     if (Py_IS_TYPE(wrapper, &PyWrapperDescr_Type)) {
       __pyx_wrapperbase_5daxfs_6daemon_5twins_5Pages_6__len__ = *((PyWrapperDescrObject *)wrapper)->d_base;
       __pyx_wrapperbase_5daxfs_6daemon_5twins_5Pages_6__len__.doc = __pyx_doc_5daxfs_6daemon_5twins_5Pages_6__len__;
@@ -33525,9 +33932,9 @@ static int __Pyx_modinit_Exttype___pyx_obj_5daxfs_6daemon_5twins_Pages(__pyx_mst
     }
   }
   #endif
-  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages, __pyx_vtabptr_5daxfs_6daemon_5twins_Pages) < (0)) __PYX_ERR(0, 167, __pyx_L1_error)
-  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Pages, (PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages) < (0)) __PYX_ERR(0, 167, __pyx_L1_error)
-  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages) < (0)) __PYX_ERR(0, 167, __pyx_L1_error)
+  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages, __pyx_vtabptr_5daxfs_6daemon_5twins_Pages) < (0)) __PYX_ERR(0, 170, __pyx_L1_error)
+  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Pages, (PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages) < (0)) __PYX_ERR(0, 170, __pyx_L1_error)
+  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages) < (0)) __PYX_ERR(0, 170, __pyx_L1_error)
   __Pyx_RefNannyFinishContext();
   return 0;
   __pyx_L1_error:;
@@ -34636,17 +35043,26 @@ __Pyx_RefNannySetupContext("PyInit_twins", 0);
   if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_PAGE, __pyx_t_4) < (0)) __PYX_ERR(0, 58, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
-  /* "daxfs/daemon/twins.pyx":64
- *     READ_MAX = 1 << 20
+  /* "daxfs/daemon/twins.pyx":65
  * 
+ * cdef uint8_t[4096] _ZEROS
+ * memset(_ZEROS, 0, sizeof(_ZEROS))             # <<<<<<<<<<<<<<
+ * cdef uint64_t _now = 0  # moves with every page that is handed out
+ * cdef dict _files = None  # the Pages of the mount, by inode
+*/
+  (void)(memset(__pyx_v_5daxfs_6daemon_5twins__ZEROS, 0, (sizeof(__pyx_v_5daxfs_6daemon_5twins__ZEROS))));
+
+  /* "daxfs/daemon/twins.pyx":66
+ * cdef uint8_t[4096] _ZEROS
+ * memset(_ZEROS, 0, sizeof(_ZEROS))
  * cdef uint64_t _now = 0  # moves with every page that is handed out             # <<<<<<<<<<<<<<
  * cdef dict _files = None  # the Pages of the mount, by inode
  * cdef object _make = None  # makes one for an inode
 */
   __pyx_v_5daxfs_6daemon_5twins__now = 0;
 
-  /* "daxfs/daemon/twins.pyx":65
- * 
+  /* "daxfs/daemon/twins.pyx":67
+ * memset(_ZEROS, 0, sizeof(_ZEROS))
  * cdef uint64_t _now = 0  # moves with every page that is handed out
  * cdef dict _files = None  # the Pages of the mount, by inode             # <<<<<<<<<<<<<<
  * cdef object _make = None  # makes one for an inode
@@ -34657,7 +35073,7 @@ __Pyx_RefNannySetupContext("PyInit_twins", 0);
   __Pyx_DECREF_SET(__pyx_v_5daxfs_6daemon_5twins__files, ((PyObject*)Py_None));
   __Pyx_GIVEREF(Py_None);
 
-  /* "daxfs/daemon/twins.pyx":66
+  /* "daxfs/daemon/twins.pyx":68
  * cdef uint64_t _now = 0  # moves with every page that is handed out
  * cdef dict _files = None  # the Pages of the mount, by inode
  * cdef object _make = None  # makes one for an inode             # <<<<<<<<<<<<<<
@@ -34669,7 +35085,7 @@ __Pyx_RefNannySetupContext("PyInit_twins", 0);
   __Pyx_DECREF_SET(__pyx_v_5daxfs_6daemon_5twins__make, Py_None);
   __Pyx_GIVEREF(Py_None);
 
-  /* "daxfs/daemon/twins.pyx":574
+  /* "daxfs/daemon/twins.pyx":600
  *     _WRITE_IN = 40  # bytes of struct fuse_write_in
  * 
  * cdef bint _OFF = False             # <<<<<<<<<<<<<<
@@ -34678,28 +35094,28 @@ __Pyx_RefNannySetupContext("PyInit_twins", 0);
 */
   __pyx_v_5daxfs_6daemon_5twins__OFF = 0;
 
-  /* "daxfs/daemon/twins.pyx":577
+  /* "daxfs/daemon/twins.pyx":603
  * 
  * 
  * def install(dict files, make, *, bint quick, bint off=False):             # <<<<<<<<<<<<<<
  *     """`files`: the Pages of the mount by inode, `make(inode)` gives a new one. `quick`: what can be answered compiled is. `off`:
  *     no twins, so that bytes are lost (for tests that must see it)."""
 */
-  __pyx_t_4 = PyCFunction_NewEx(&__pyx_mdef_5daxfs_6daemon_5twins_1install, NULL, __pyx_mstate_global->__pyx_n_u_daxfs_daemon_twins); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 577, __pyx_L1_error)
+  __pyx_t_4 = PyCFunction_NewEx(&__pyx_mdef_5daxfs_6daemon_5twins_1install, NULL, __pyx_mstate_global->__pyx_n_u_daxfs_daemon_twins); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 603, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_install, __pyx_t_4) < (0)) __PYX_ERR(0, 577, __pyx_L1_error)
+  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_install, __pyx_t_4) < (0)) __PYX_ERR(0, 603, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
-  /* "daxfs/daemon/twins.pyx":589
+  /* "daxfs/daemon/twins.pyx":615
  * 
  * 
  * def remove():             # <<<<<<<<<<<<<<
  *     """The device is gone: Python answers everything from now on."""
  *     set_quick(FUSE_READ, NULL)
 */
-  __pyx_t_4 = PyCFunction_NewEx(&__pyx_mdef_5daxfs_6daemon_5twins_3remove, NULL, __pyx_mstate_global->__pyx_n_u_daxfs_daemon_twins); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 589, __pyx_L1_error)
+  __pyx_t_4 = PyCFunction_NewEx(&__pyx_mdef_5daxfs_6daemon_5twins_3remove, NULL, __pyx_mstate_global->__pyx_n_u_daxfs_daemon_twins); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 615, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_remove, __pyx_t_4) < (0)) __PYX_ERR(0, 589, __pyx_L1_error)
+  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_remove, __pyx_t_4) < (0)) __PYX_ERR(0, 615, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
   /* "(tree fragment)":4
@@ -34774,8 +35190,8 @@ static int __Pyx_InitCachedBuiltins(__pyx_mstatetype *__pyx_mstate) {
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
   CYTHON_UNUSED_VAR(__pyx_mstate);
-  __pyx_builtin_any = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_any); if (!__pyx_builtin_any) __PYX_ERR(0, 225, __pyx_L1_error)
-  __pyx_builtin_sum = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_sum); if (!__pyx_builtin_sum) __PYX_ERR(0, 524, __pyx_L1_error)
+  __pyx_builtin_any = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_any); if (!__pyx_builtin_any) __PYX_ERR(0, 223, __pyx_L1_error)
+  __pyx_builtin_sum = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_sum); if (!__pyx_builtin_sum) __PYX_ERR(0, 550, __pyx_L1_error)
   __pyx_builtin___import__ = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_import); if (!__pyx_builtin___import__) __PYX_ERR(1, 119, __pyx_L1_error)
   __pyx_builtin_enumerate = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_enumerate); if (!__pyx_builtin_enumerate) __PYX_ERR(1, 175, __pyx_L1_error)
   __pyx_builtin_Ellipsis = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_Ellipsis); if (!__pyx_builtin_Ellipsis) __PYX_ERR(1, 436, __pyx_L1_error)
@@ -34904,31 +35320,31 @@ static int __Pyx_InitConstants(__pyx_mstatetype *__pyx_mstate) {
   int __pyx_clineno = 0;
   CYTHON_UNUSED_VAR(__pyx_mstate);
   {
-    const struct { const unsigned int length: 8; } str_length_index[] = {{6},{54},{8},{16},{7},{1},{2},{19},{15},{23},{25},{32},{20},{22},{1},{1},{37},{45},{22},{179},{94},{8},{15},{7},{6},{2},{6},{9},{50},{30},{37},{5},{6},{8},{4},{5},{8},{15},{5},{20},{9},{17},{8},{12},{10},{8},{10},{8},{7},{14},{11},{10},{21},{19},{20},{14},{12},{10},{17},{13},{12},{12},{19},{8},{3},{15},{8},{3},{4},{5},{6},{1},{7},{5},{18},{5},{4},{18},{7},{15},{6},{3},{9},{5},{5},{4},{5},{5},{6},{7},{3},{7},{8},{8},{4},{2},{5},{3},{5},{6},{7},{7},{5},{8},{4},{3},{8},{7},{4},{4},{4},{4},{3},{3},{6},{8},{8},{8},{4},{4},{3},{5},{8},{6},{10},{5},{5},{4},{5},{4},{4},{6},{3},{5},{3},{6},{6},{6},{1}};
+    const struct { const unsigned int length: 8; } str_length_index[] = {{6},{54},{8},{16},{7},{1},{2},{19},{15},{23},{25},{32},{20},{22},{1},{1},{37},{45},{22},{179},{94},{8},{15},{7},{6},{2},{6},{9},{50},{30},{37},{5},{6},{8},{4},{5},{8},{15},{5},{20},{9},{17},{8},{12},{10},{8},{10},{8},{7},{14},{11},{10},{21},{19},{20},{14},{12},{10},{17},{13},{12},{12},{19},{8},{3},{15},{8},{3},{4},{5},{6},{1},{5},{18},{5},{4},{18},{7},{15},{6},{3},{9},{5},{5},{4},{5},{5},{6},{7},{3},{7},{8},{8},{4},{2},{5},{3},{5},{6},{7},{7},{5},{8},{4},{3},{8},{7},{4},{4},{4},{4},{3},{3},{6},{8},{8},{8},{4},{8},{4},{3},{5},{8},{6},{10},{5},{5},{4},{5},{4},{4},{6},{3},{5},{3},{6},{6},{6},{1}};
     const struct { const unsigned int length: 9; } bytes_length_index[] = {{1},{355}};
     #ifndef CYTHON_COMPRESS_STRINGS
       #define CYTHON_COMPRESS_STRINGS 90
     #endif
-    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (1014 bytes) */
-static const char cstring[] = "x\332\205U]o\0337\020\324O\33179\206,\024\255\233\026A\2206u\335\302\017M\204&\350+\301#\367t\254y\344\231\037\262\224_\337Y\236$;i\221\n6\217\267\344\356\016g\207{\244\013}\263\047\227ir!\260]\221\016\226\\\301\273\336r&\235\230\006\230\330R\254\205\036]\031\344Y\036]\310\024\273\277\331\2247\363\333\212L\254\241`\343\252\371\322\372\025\275\"\335\026)\366\024b\031\\\330\276\376\203\307\230\016\1779~\024\353k\023Cq\333\032kn\231\255K\022\362K\263\013\247\205\\\222\0234O\233)\246\257\256\177n;\357|\363\323\215\016\000E:g\267\rT\"%\326\366*\006\177\240\261\201\334\001\344]\330i\357,\215\321\362\212x?\301\027\241\226f)y\227}L%\351\260\\\321\026\241N\233\363\240\047F*\322{0\373.\026\2462\200\351\233\003\350\013\302\266e\357:N\2720\262\t>DM\262)\320\346vsu\375\343uC\233X\030\316\224kg<\200\242\" \255\253\316\027D/\207\211\363\232\356z:\304J\201\201\013\247\230\260\357\271C\0318P\346\"\023Z\2663\353\342bPpGA\226G\232\334\216\305\3737\3553\2577\316\334{,J6\240\253`\031\224\000\260D6\0038CD\337\257\047\032k.\324\2610\343\235q\005\307I\374P9\013K\"\027\372Y\327\022\325$\021\371\342c\252\374B[\253\200\202M\364^2\307\220\327\2723\326e\335y\346 \343\326\270\000\312\301\325\374nC\004i\275\256\276\220R\211m5\254\024\331\332P\207\030\256@\342\316i\217U\270\272\242Tm\216\262\254\275\217\006\\C\316I\037\310\352\242\327\377\261:\227Mx\237\025\223\327o?\334\334\335\375R\355\226\313\255\367n\312.o\336\376~\273\221\273\361A\216\031\014\213\224\327O\252V\037!x\2456\207=\376\177E]\325;\336\227?\271\007.\251\210R\247\t\202\272\302\243\030\254\354\303\017\246\214\352\260\314\3358A\\2\033\265D\3043\332\352\333Z\320\343\374D>\374&$3\003\233\373\\\307\371\355\030E\246\242\222yV\303\\\0055\237\350\013\343m89\237M\307\263\210mW\204.I\366P\265?\345?\325\341<3M\341\317\014\274\227\027\310\357\2149?;\343y\376\344W \035\245 \207SYTW\373\036W%\344GFP\035\016\235\316\334\361V\207\256\235\303\030t\251\276z\260\352F\003\331\262\002j\\K\303\2356\367\255-I\311\255\336\367ym5J\025\326\255g\331\024\247""\211\255m\024\271\254\346\206\206\242By\214\246\007F\332\035\345\224b\352\235\347\214\301\367.\345\322{\275\315\270\375\243.\307\036\000$\203\316\n\370\344!\273\345\231b\034\007\366\326Yt\036\336C\324M\327H\3562\3560N\017]\315\333E\014y\036>\361\250\357\361?\215\372\240\006\275c\334>\351F\322\205\306\230\213p\211F6\002p\354{\374\201\310\350\255\022O\320\330\020\306\035\047\257\247<\201\003\\\364<\305\351\241\242\256\211\267H\215#!\322\216\341x\274VM\375\030\022K\024\000K\250\rO\0104\315-\000\342j\254Ug\241\020D\255\023he\264<\\\367\375\373\315\341}\243\217./\236\246/\026.\024\272\300\260\242\243\034\325\367\255\020\352\345\\\t\365\003\232T\226~\324\320)\371\332xNG\307c\363\351knE\035\320\241\321\047\361u@\327\271\\\221 U\345\270\267b|y\255\220i\027\321\204\377\265\251Y\005\312i\372?\301\237G9\271\264\361\362\353\031>_\023T\337}+\253\"\203\205\334\204v\320EI(m,\213Y\330\213{\346I\265\217\356\002\245U\217\tJX\200\374\304\013\351\225J>N\377\000\326\315\354\t";
-    PyObject *data = __Pyx_DecompressString(cstring, 1014, 1);
+    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (1013 bytes) */
+static const char cstring[] = "x\332\205U]o\0337\020\324O\33179\206,\024\255\233\026A\2206u\335\302\017M\204&\350+\301;\356\351X\363H\232\037\262\224_\337Y\236$;i\221\n6\217Grw\207\263\263{\244\013}\263\047\233)Z\357\331\254H{C\266\340]o9\223NL#\226\330P\250\205\036m\031\345Y\036\255\317\024\272\277\271/o\346\267\025\365\241\372\202\203\253fK\353W\364\212t\333\2440\220\017e\264~\373\372\017\236B:\374e\371QV_\367\301\027\273\255\241\346\026\331\330$.\277\\\266\376\264\221K\262\202\346\3510\205\364\325\375\317\327\316\047\337\374t\243=@\221\316\331n=\225@\211\265\271\n\336\035hj w\000y\347w\332YCS0\274\"\336G\330\302\325\262_J\334\345\020RI\332/W\264\205\253\323\341<\352\310\010Ez\017f\337\205\302TF0}s\000}^\3306\354l\307I\027F4\301\007\257I\016y\332\334n\256\256\177\274nh\023\013\303\231r\355z\007\240\310\010H\353\252u\005\336\313!r^\323\335@\207P\3113p\341\026\021\347\236\033\224\221=e.2\241e\273\263.6x\005s$dy\244\311\356X\254\177\323.\363zc\373{\207M\211\006t\025,\203\022\000\026\317\375\010\316\340\321\r\353HS\315\205:\026f\234\355m\301u\022?T\316\302\222\310\205~\326\265\004\025\305#_|L\225_hc\024Pp\037\234\223\310\301\347\265\356zc\263\356\034\263\227q\333[\017\312\301\325\374n|\000i\203\256\256\220R\211M\355Y)2\265\241\366\301_\201\304\235\325\016\2730\265E\251\332\014e[;\027zp\r9\047} \243\213^\377\307\356\2346\341}VL^\277\375psw\367K5[.\267\316\331\230m\336\274\375\375v#\265\361A\256\351{\026)\257\237T\255>B\360Jm\016{\374\377\212\274\252w\274/\177\362\000\\\222\021\245N\0238\265\205\047Y0r\016?,ed\207en\247\010q\311l\322\342\021\317`\252k{^O\363\023\361\360\213\010\326\217\334\337\347:\315oG/2\025\225\314\263\352\347,\250\371F_,\336\372\223\361y\351x\027Y\333\025\241K\202=T\355N\361Oy8\317\372\246\360g\013\274\227\027\310\357\2149?\273\343y\376dW \035\245 \207SZTW\207\001\245\342\363#\303\251\366\207Ng\356x\253}\327\356\321\203N;\365\320++\300E=\366\334\351\376\276\365#\311\265\321\373!\257\215F\216\374\2725+\223B\214lL\343\306f5w2d\023\222ct;P\321\212\223S\ni\260\2163\0067\330\224\313""\340\3646\243\354\047]\216\305\017\010\243\316\n\300\344!\247\345\231B\230Fv\306\032\264\034\336C\315M\320\010n3\212\027\327\206\240\346\343\242\202<\017\237x\322\367\370\217\223>\250Q\357\030e\047mH\332\317\024r\021\022\321\301&\000\016\303\200?0\030\234Qb\t\376\032\302\260\343\344t\314\021\034D\224\272\210\024\225\236c\210\017\025\211M\274\005\004\\\r\036w\014\007\307\272j\362\307\220X\274\001`Br8\302a\234{\000\324\325\330\253\326@\"\360^#\350e\364<\324\373\376\375\346\360\276\321H\227\027O\323\027\013\353\013]`X\321Q\217\352\373\226\020\365r\316\210\372\001]*KCj\350\224|n\034\247\243\341\261\373\0145\267\344\216h\321h\224\370<\240\355\\\256H\220\252r<[1\276\274V\210\264\013\350\302\377:\324V\005\312i\372?\316\237{9\231\264\361\362\353\021>\337\023T\337}+\273\"\207\205\224B\273\350\242$\2448\224\305\254\354\305=sT\355\253\273@\212\325c\202\"\026 ?\361B\232\245\222\257\323?\332\376\354p";
+    PyObject *data = __Pyx_DecompressString(cstring, 1013, 1);
     #define __Pyx_DecompressString_LZSS_UNUSED
     if (unlikely(!data)) __PYX_ERR(0, 1, __pyx_L1_error)
     const char* const bytes = __Pyx_PyBytes_AsString(data);
     #if !CYTHON_ASSUME_SAFE_MACROS
     if (likely(bytes)); else { Py_DECREF(data); __PYX_ERR(0, 1, __pyx_L1_error) }
     #endif
-    #elif (CYTHON_COMPRESS_STRINGS) > 0 && (CYTHON_COMPRESS_STRINGS) <= 90 /* compression: lzss (1463 bytes) */
-static const char cstring[] = "\377 at 0x i\377s pinned\377, and it\376\r\000ages ar\367e h\020\000ed o\177ut with\004\001\377twins ob\277ject> \t\002,\277 count&\000,\373 p9\000 .: :\373 a\030\002 of n\377othing<M\377emoryVie\375w\022\001<conti\337guousu\002di\331rO\001\007\rin\021\005st\307rid\213\000\243\001\047\003 o\233r \004\031><(\tA\006>\357?Can\222\000 as\377sign to \377read-onl\327y m\240\002v\242\000In\377valid mo\177de, exp\357\000\356\212 \047c\047t\001\047fo\377rtran\047, \357got %\005sha\273pe\222\000 ax\327 N\277ote th\347 C\365y\274 n\352!deli?beratek\000\320\001\357cter!\001n P\277EP-484\204Br\375e\336!s subc\361l\246\000\217@\310 buil\373ti\260\000ypes.\377 If you \223ne\242@\303\000p\316\000%\tt\177hen set\200\000\367e \047\357\002atio\357n_ty\361@g\047 \366\356#iv\242\000o Fa\377lse.Pickql\253@\265A\357 uct\217!\314\256\000\207\001ch\261 O\000lf\377.p must \373be\226!licit~\272 reques\206a\376\253a @auto_\375pN\001e(True\337)add_\214`ec\347oll\276`\211\000s.a\377bcdisabl\367een\002\001gcin\356\360  is\n\003dno\377 default\377 __reduc\277e__ du\261\002n\367on-\226`vial|\033\0008\000it__uD\002\276\325Aalloc\351  \377array da\207ta.\013\020\261C\375\204\001\340cs\377.ASCIIBu\377dgetElli\377psisPAGEuP\230\205\001S\343\001nce\307\204\001\375.\314\204\007_Twin_\357_Pyx\001\000Dic\377t_NextRe7f__\276B__\001\005R\000/item\r\001d$\001\027\000\346e\000st\222`!\001imp\354\332`+\001maN\001__m\357odul\363\000__n[am\002\003ewL\001pj\000\177checksuL\000\300\n\001?\004\025\001\344@\247 \037\001un\332\200C_\314\003__\010\nEn05\005\037\006\305\004[\001vt\230A\271\001\217qualx\005\200E\211Fc\030\335\204\002\340\001\234Dex\355\001\374`\253\006Gset\333\006\003\006.\007t\270`\363__\214`\255E_buf\377feranswe\376\365@anybase\277beganb\225Bc\377carefulc\377laimclin\373e_\377 trace\317back\222\210\002\357Ada\377xfs.daem\367on.\275\210\002drop\357pedd\236\"is_\376\313\210\003encodee\347nde\217 \237\206\002err\177orfiles\002\000\377lfirstfl\377agsformayt\375\206\004\241`has_\235\000\370\003\001*\001""\013\001roomh\277eldidiN\000x\267ino\323\204\002in\310`t3in\353@\325`s_Y\001\211a\375s\000\002izemak\376\001\000pmay_ha\237vemem\212\210\001\202\210\001m\367ost\374Andim\277objoff\000\000s\177etold_s7\000\367on_\235\002over\337lapsp\201 pi\377nspopqui\377ckregistv\320\000em \000set\320\205\004\276\260\210\002shareB\001s\367tar\245@epst\343op\375\206\003\332`\363\212\002uid\374\307`\327 update\377valuesxOwPyO\213\213\002 *(\001\007\177)\000int (\002\000\273, \352ct_5\204B_\3756\204C_7sess\370\214\210\001\231\002\353\000ndler\3342\004\366\207\004fus\320Bhe\177ader co\266 o *, \354\001_t^\004\375uh\00064_t, \217void\023\017\021\002\207\001)A\000\005\003>\034:\t+\005U\002*D\033Lp\013\222\00132\241\001\203a\000\206\205\001\356\202B\000tr\330@ot\000~\323\204\003\000keep_\265\215\001\373s\000\370`_writ\273e\000\372 re\000\250\211\001_\000\231\214\001";
-    PyObject *data = __Pyx_DecompressString_LZSS(cstring, 1463, 1966);
+    #elif (CYTHON_COMPRESS_STRINGS) > 0 && (CYTHON_COMPRESS_STRINGS) <= 90 /* compression: lzss (1464 bytes) */
+static const char cstring[] = "\377 at 0x i\377s pinned\377, and it\376\r\000ages ar\367e h\020\000ed o\177ut with\004\001\377twins ob\277ject> \t\002,\277 count&\000,\373 p9\000 .: :\373 a\030\002 of n\377othing<M\377emoryVie\375w\022\001<conti\337guousu\002di\331rO\001\007\rin\021\005st\307rid\213\000\243\001\047\003 o\233r \004\031><(\tA\006>\357?Can\222\000 as\377sign to \377read-onl\327y m\240\002v\242\000In\377valid mo\177de, exp\357\000\356\212 \047c\047t\001\047fo\377rtran\047, \357got %\005sha\273pe\222\000 ax\327 N\277ote th\347 C\365y\274 n\352!deli?beratek\000\320\001\357cter!\001n P\277EP-484\204Br\375e\336!s subc\361l\246\000\217@\310 buil\373ti\260\000ypes.\377 If you \223ne\242@\303\000p\316\000%\tt\177hen set\200\000\367e \047\357\002atio\357n_ty\361@g\047 \366\356#iv\242\000o Fa\377lse.Pickql\253@\265A\357 uct\217!\314\256\000\207\001ch\261 O\000lf\377.p must \373be\226!licit~\272 reques\206a\376\253a @auto_\375pN\001e(True\337)add_\214`ec\347oll\276`\211\000s.a\377bcdisabl\367een\002\001gcin\356\360  is\n\003dno\377 default\377 __reduc\277e__ du\261\002n\367on-\226`vial|\033\0008\000it__uD\002\276\325Aalloc\351  \377array da\207ta.\013\020\261C\375\204\001\340cs\377.ASCIIBu\377dgetElli\377psisPAGEuP\230\205\001S\343\001nce\307\204\001\375.\314\204\007_Twin_\357_Pyx\001\000Dic\377t_NextRe7f__\276B__\001\005R\000/item\r\001d$\001\027\000\346e\000st\222`!\001imp\354\332`+\001maN\001__m\357odul\363\000__n[am\002\003ewL\001pj\000\177checksuL\000\300\n\001?\004\025\001\344@\247 \037\001un\332\200C_\314\003__\010\nEn05\005\037\006\305\004[\001vt\230A\271\001\217qualx\005\200E\211Fc\030\335\204\002\340\001\234Dex\355\001\374`\253\006Gset\333\006\003\006.\007t\270`\363__\214`\255E_buf\377feranswe\376\365@anybase\277beganb\225Bc\377claimcli\367ne_\370 trac\237eback\213\210\002\350Ad\377axfs.dae\357mon.\266\210\002dro\337ppedd\227\"is}_\304\210\003encod\375`\363de\210 \230\206\002erro\277rfiles\002\000l\377firstfla\377gsformat<\366\206\004\232`has_\226\000\003\001\374*\001\013\001roomhe""\377ldidindeoxino\314\204\002in\301`gtin\344@\316`s_Y\001\372\202as\000\002izema\375k\001\000pmay_h?avemem\203\210\001\373\207\001\357most\365Andi\177mobjoff\000\000\377setold_s\3567\000on_\235\002ove\277rlapsp\201 p\367ati\324\000epin\377spopquic\177kregist\330\000;em(\000set\321\205\004\261\210\002\337shareJ\001st\373ar\246@epstoqp\376\206\003\333`\364\212\002uid\310`\376\337 updatev\377aluesxOP\273yO\214\213\002 *(\001\007)\277\000int (\002\000,\335 \353ct_5\214B_6~\214C_7sess\215\210\001|\231\002\363\000ndler2\004\356\367\207\004fus\330Bhea\277der co\276  \267*, \364\001_t^\004u\376h\00064_t, v\307oid\023\017\021\002\207\001)\000 \005\003>\034:\t+\005U\002*D\033p\013&\222\00132\241\001\213a\000\207\205\001\202Bw\000tr\340@ot\000\324\204\003\277\000keep_\266\215\001s\377\000end_wriwte\000\372 re\000\251\211\001\001_\232\214\001";
+    PyObject *data = __Pyx_DecompressString_LZSS(cstring, 1464, 1967);
     #define __Pyx_DecompressString_UNUSED
     if (unlikely(!data)) __PYX_ERR(0, 1, __pyx_L1_error)
     const char* const bytes = __Pyx_PyBytes_AsString(data);
     #if !CYTHON_ASSUME_SAFE_MACROS
     if (likely(bytes)); else { Py_DECREF(data); __PYX_ERR(0, 1, __pyx_L1_error) }
     #endif
-    #else /* compression: none (1966 bytes) */
-static const char bytes[] = " at 0x is pinned, and its pages are handed out without twins object> twins, counted , page .: : a twin of nothing<MemoryView of <contiguous and direct><contiguous and indirect><strided and direct or indirect><strided and direct><strided and indirect>>?Cannot assign to read-only memoryviewInvalid mode, expected \047c\047 or \047fortran\047, got Invalid shape in axis Note that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.Pickling of struct members such as self.p must be explicitly requested with @auto_pickle(True)add_notecollections.abcdisableenablegcinode isenabledno default __reduce__ due to non-trivial __cinit__unable to allocate array data.unable to allocate shape and strides.ASCIIBudgetEllipsisPAGEPagesSequenceView.MemoryView_Twin__Pyx_PyDict_NextRef__class____class_getitem____dict____getstate____import____main____module____name____new____pyx_checksum__pyx_state__pyx_type__pyx_unpickle_Budget__pyx_unpickle_Enum__pyx_unpickle__Twin__pyx_vtable____qualname____reduce____reduce_cython____reduce_ex____set_name____setstate____setstate_cython____test__abcallocate_bufferansweredanybasebeganbudgetccarefulclaimcline_in_tracebackcountdatadaxfs.daemon.twinsdroppeddtype_is_objectencodeendenumerateerrorfilesfillfirstflagsformatfortrangethas_anyhas_filehas_roomheldidindexinoinodeinsistinstallis_fileitemsitemsizemakemapmay_havememviewmodemostnamendimobjoffoffsetold_sizeon_firstoverlapspackpinspopquickregisterremovesetdefaultshapesharesizestartstepstopstructsumtwinsuidunpackupdatevaluesxOPyObject *(PyObject *)\000int (int, __pyx_t_5daxfs_6daemon_7session_quick_handler)\000int (struct fuse_in_header const *, size_t)\000int (uint64_t, void const *, size_t)\000void (int)\000void (struct fuse_in_header const *, void const *)\000void (void *, void const *, size_t)\000void (void const *, uint32_t)\000held\000set_quick\000try_hot\000answer\000keep_pages\000en""d_write\000store\000note_read";
+    #else /* compression: none (1967 bytes) */
+static const char bytes[] = " at 0x is pinned, and its pages are handed out without twins object> twins, counted , page .: : a twin of nothing<MemoryView of <contiguous and direct><contiguous and indirect><strided and direct or indirect><strided and direct><strided and indirect>>?Cannot assign to read-only memoryviewInvalid mode, expected \047c\047 or \047fortran\047, got Invalid shape in axis Note that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.Pickling of struct members such as self.p must be explicitly requested with @auto_pickle(True)add_notecollections.abcdisableenablegcinode isenabledno default __reduce__ due to non-trivial __cinit__unable to allocate array data.unable to allocate shape and strides.ASCIIBudgetEllipsisPAGEPagesSequenceView.MemoryView_Twin__Pyx_PyDict_NextRef__class____class_getitem____dict____getstate____import____main____module____name____new____pyx_checksum__pyx_state__pyx_type__pyx_unpickle_Budget__pyx_unpickle_Enum__pyx_unpickle__Twin__pyx_vtable____qualname____reduce____reduce_cython____reduce_ex____set_name____setstate____setstate_cython____test__abcallocate_bufferansweredanybasebeganbudgetcclaimcline_in_tracebackcountdatadaxfs.daemon.twinsdroppeddtype_is_objectencodeendenumerateerrorfilesfillfirstflagsformatfortrangethas_anyhas_filehas_roomheldidindexinoinodeinsistinstallis_fileitemsitemsizemakemapmay_havememviewmodemostnamendimobjoffoffsetold_sizeon_firstoverlapspackpatiencepinspopquickregisterremovesetdefaultshapesharesizestartstepstopstructsumtwinsuidunpackupdatevaluesxOPyObject *(PyObject *)\000int (int, __pyx_t_5daxfs_6daemon_7session_quick_handler)\000int (struct fuse_in_header const *, size_t)\000int (uint64_t, void const *, size_t)\000void (int)\000void (struct fuse_in_header const *, void const *)\000void (void *, void const *, size_t)\000void (void const *, uint32_t)\000held\000set_quick\000try_hot\000answer\000keep_pages\000e""nd_write\000store\000note_read";
     PyObject *data = NULL;
     #define __Pyx_DecompressString_UNUSED
     #define __Pyx_DecompressString_LZSS_UNUSED
@@ -34989,7 +35405,7 @@ static const char bytes[] = " at 0x is pinned, and its pages are handed out with
   {
     PyObject **numbertab = __pyx_mstate->__pyx_number_tab + 0;
     int8_t const cint_constants_1[] = {0,-1,1};
-    int32_t const cint_constants_4[] = {57163320L,136983863L,197686530L};
+    int32_t const cint_constants_4[] = {57163320L,136983863L,182961434L};
     for (int i = 0; i < 6; i++) {
       numbertab[i] = PyLong_FromLong((i < 3 ? cint_constants_1[i - 0] : cint_constants_4[i - 3]));
       if (unlikely(!numbertab[i])) __PYX_ERR(0, 1, __pyx_L1_error)
@@ -38572,20 +38988,6 @@ static PyObject *__Pyx_PyDict_GetItem(PyObject *d, PyObject* key) {
 }
 #endif
 
-/* ListCompAppend */
-#if CYTHON_USE_PYLIST_INTERNALS && CYTHON_ASSUME_SAFE_MACROS && CYTHON_ASSUME_SAFE_SIZE
-static CYTHON_INLINE int __Pyx_ListComp_Append(PyObject* list, PyObject* x) {
-    PyListObject* L = (PyListObject*) list;
-    Py_ssize_t len = Py_SIZE(list);
-    if (likely(L->allocated > len)) {
-        Py_INCREF(x);
-        __Pyx__ListComp_AppendAndDecref(list, len, x);
-        return 0;
-    }
-    return PyList_Append(list, x);
-}
-#endif
-
 /* IterFinish */
 static CYTHON_INLINE int __Pyx_IterFinish(void) {
     PyObject* exc_type;
@@ -39262,6 +39664,20 @@ __pyx_return_true:
 __pyx_return_false:
     Py_RETURN_FALSE;
 }
+
+/* ListCompAppend */
+#if CYTHON_USE_PYLIST_INTERNALS && CYTHON_ASSUME_SAFE_MACROS && CYTHON_ASSUME_SAFE_SIZE
+static CYTHON_INLINE int __Pyx_ListComp_Append(PyObject* list, PyObject* x) {
+    PyListObject* L = (PyListObject*) list;
+    Py_ssize_t len = Py_SIZE(list);
+    if (likely(L->allocated > len)) {
+        Py_INCREF(x);
+        __Pyx__ListComp_AppendAndDecref(list, len, x);
+        return 0;
+    }
+    return PyList_Append(list, x);
+}
+#endif
 
 /* ListAppend */
 #if CYTHON_USE_PYLIST_INTERNALS && CYTHON_ASSUME_SAFE_MACROS && CYTHON_ASSUME_SAFE_SIZE
