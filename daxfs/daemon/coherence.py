@@ -54,6 +54,7 @@ from daxfs.errors import FsError, LayoutBusy, NoMemory, NoSpace
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
+    from daxfs.core.volume import Volume
     from daxfs.daemon.service import Service
     from daxfs.daemon.session import Request
 
@@ -125,7 +126,7 @@ class Coherence:
         self._due = trio.Event()  # there are twins
         self._threads = trio.CapacityLimiter(math.inf)  # one for a file at most
         self._cpu_ns = 0
-        self.passes = self.dropped = self.merged = 0
+        self.passes = self.dropped = 0
 
     def install(self, *, quick: bool) -> None:
         """Answer requests from now on; see twins.install."""
@@ -336,18 +337,21 @@ class Coherence:
     def write_back(self, inode: Inode, offset: int, data: memoryview, now: int) -> None:
         """Dirty pages of the kernel, up to the end of file. NoSpace if not all could be stored."""
         data = data[: max(0, inode.size - offset)]
-        pages = self._files.get(inode.ino)
+        pages, volume = self._files.get(inode.ino), self._service.volume
         try:
             if pages is None or not len(pages):
-                _store(self._service, inode, offset, data, now)
+                _store(volume, inode, offset, data, now)
+                return
+            volume.check_writable()
+            if not (volume.pmem.hostsync or volume.poison) and pages.take_back(offset, data):
+                inode.touch_in_place(mtime=now, ctime=now)  # with a fence, for the data as well
                 return
             for at, piece, in_place in pages.pieces(offset, data):
                 if in_place:
-                    fileops.overwrite(self._service.volume, now, inode, at, piece)
+                    fileops.overwrite(volume, now, inode, at, piece)
                 else:
-                    _store(self._service, inode, at, memoryview(piece), now)
+                    _store(volume, inode, at, memoryview(piece), now)
             pages.written(offset, data)
-            self.merged += 1
         except FsError:
             if pages is not None:
                 pages.refused(offset, len(data))
@@ -449,6 +453,6 @@ def _drop(ino: int, offset: int, length: int) -> int:
     return time.thread_time_ns() - before
 
 
-def _store(service: Service, inode: Inode, offset: int, data: memoryview, now: int) -> None:
-    if len(data) and fileops.write(service.volume, now, inode, offset, data) < len(data):
+def _store(volume: Volume, inode: Inode, offset: int, data: memoryview, now: int) -> None:
+    if len(data) and fileops.write(volume, now, inode, offset, data) < len(data):
         raise NoSpace("the volume is full")

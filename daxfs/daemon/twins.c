@@ -1778,7 +1778,7 @@ enum  {
   __pyx_e_5daxfs_6daemon_5twins_READ_MAX = (1 << 20)
 };
 
-/* "daxfs/daemon/twins.pyx":597
+/* "daxfs/daemon/twins.pyx":605
  * 
  * 
  * cdef enum:             # <<<<<<<<<<<<<<
@@ -2069,7 +2069,7 @@ struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages {
   int (*_remove)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, PyObject *);
   struct __pyx_obj_5daxfs_6daemon_5twins__Twin *(*_new)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, PyObject *, int, uint32_t);
   int (*_in_place)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, uint64_t, uint64_t);
-  int (*take_back)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, uint64_t, uint8_t const *, uint64_t);
+  int (*_store)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, uint64_t, uint8_t const *, uint64_t);
 };
 static struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *__pyx_vtabptr_5daxfs_6daemon_5twins_Pages;
 
@@ -3383,11 +3383,11 @@ static CYTHON_INLINE long __Pyx_PyLong_As_long(PyObject *);
 /* CIntToPy.proto */
 static CYTHON_INLINE PyObject* __Pyx_PyLong_From_long(long value);
 
-/* CIntToPy.proto */
-static CYTHON_INLINE PyObject* __Pyx_PyLong_From_uint8_t(uint8_t value);
-
 /* CheckUnpickleChecksum.proto */
 static CYTHON_INLINE int __Pyx_CheckUnpickleChecksum(long checksum, long checksum1, long checksum2, long checksum3, const char *members);
+
+/* CIntToPy.proto */
+static CYTHON_INLINE PyObject* __Pyx_PyLong_From_uint8_t(uint8_t value);
 
 /* CIntToPy.proto */
 static CYTHON_INLINE PyObject* __Pyx_PyLong_From_int(int value);
@@ -3515,7 +3515,7 @@ static PyObject *__pyx_f_5daxfs_6daemon_5twins_5Pages__covered(struct __pyx_obj_
 static int __pyx_f_5daxfs_6daemon_5twins_5Pages__remove(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, PyObject *__pyx_v_page); /* proto*/
 static struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_f_5daxfs_6daemon_5twins_5Pages__new(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, PyObject *__pyx_v_page, int __pyx_v_with_bytes, uint32_t __pyx_v_uid); /* proto*/
 static int __pyx_f_5daxfs_6daemon_5twins_5Pages__in_place(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, uint64_t __pyx_v_size); /* proto*/
-static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, uint8_t const *__pyx_v_data, uint64_t __pyx_v_size); /* proto*/
+static int __pyx_f_5daxfs_6daemon_5twins_5Pages__store(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, uint8_t const *__pyx_v_data, uint64_t __pyx_v_size); /* proto*/
 
 /* Module declarations from "libc.string" */
 
@@ -3709,20 +3709,21 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_16claim(struct __pyx_obj_
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_18fill(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, uint64_t __pyx_v_size, uint32_t __pyx_v_uid, int __pyx_v_insist); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_20snapshot(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, uint32_t __pyx_v_uid); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_22mask(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_old_size); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, __Pyx_memviewslice __pyx_v_data); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, __Pyx_memviewslice __pyx_v_data); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, uint64_t __pyx_v_size); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, uint64_t __pyx_v_began, int __pyx_v_dropped); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_most); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, __Pyx_memviewslice __pyx_v_data, uint32_t __pyx_v_patience); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42with_bytes(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24take_back(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, __Pyx_memviewslice __pyx_v_data); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26pieces(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, __Pyx_memviewslice __pyx_v_data); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28written(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, __Pyx_memviewslice __pyx_v_data); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30refused(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, uint64_t __pyx_v_size); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32begin_drop(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34end_drop(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, uint64_t __pyx_v_began, int __pyx_v_dropped); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36ranges(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_most); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38stale(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, __Pyx_memviewslice __pyx_v_data, uint32_t __pyx_v_patience); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40users(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42check(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_44with_bytes(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_5inode___get__(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_8dropping___get__(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_44__reduce_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_46__setstate_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, CYTHON_UNUSED PyObject *__pyx_v___pyx_state); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_46__reduce_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self); /* proto */
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_48__setstate_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, CYTHON_UNUSED PyObject *__pyx_v___pyx_state); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *__pyx_self, PyObject *__pyx_v_files, PyObject *__pyx_v_make, int __pyx_v_quick, int __pyx_v_off); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_2remove(CYTHON_UNUSED PyObject *__pyx_self); /* proto */
 static PyObject *__pyx_pf_5daxfs_6daemon_5twins_4__pyx_unpickle_Budget(CYTHON_UNUSED PyObject *__pyx_self, PyObject *__pyx_v___pyx_type, long __pyx_v___pyx_checksum, PyObject *__pyx_v___pyx_state); /* proto */
@@ -25793,7 +25794,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages__in_place(struct __pyx_obj_5daxf
  *             e = dx_next(m, &li, &i)
  *         return True             # <<<<<<<<<<<<<<
  * 
- *     cdef int take_back(self, uint64_t offset, const uint8_t *data, uint64_t size) except -1:
+ *     def take_back(self, uint64_t offset, const uint8_t[::1] data):
 */
   {
 
@@ -25824,12 +25825,228 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages__in_place(struct __pyx_obj_5daxf
 /* "daxfs/daemon/twins.pyx":381
  *         return True
  * 
- *     cdef int take_back(self, uint64_t offset, const uint8_t *data, uint64_t size) except -1:             # <<<<<<<<<<<<<<
+ *     def take_back(self, uint64_t offset, const uint8_t[::1] data):             # <<<<<<<<<<<<<<
+ *         """Store and flush a write-back, if all of it is over written blocks within the file; else nothing is done. A fence, and
+ *         the times, are the caller's."""
+*/
+
+/* Python wrapper */
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_25take_back(PyObject *__pyx_v_self, 
+#if CYTHON_VECTORCALL
+PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
+#else
+PyObject *__pyx_args, PyObject *__pyx_kwds
+#endif
+); /*proto*/
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_24take_back, "Store and flush a write-back, if all of it is over written blocks within the file; else nothing is done. A fence, and\n        the times, are the caller\047s.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_25take_back(PyObject *__pyx_v_self, 
+#if CYTHON_VECTORCALL
+PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
+#else
+PyObject *__pyx_args, PyObject *__pyx_kwds
+#endif
+) {
+  uint64_t __pyx_v_offset;
+  __Pyx_memviewslice __pyx_v_data = { 0, 0, { 0 }, { 0 }, { 0 } };
+  #if !CYTHON_VECTORCALL
+  CYTHON_UNUSED Py_ssize_t __pyx_nargs;
+  #endif
+  CYTHON_UNUSED PyObject *const *__pyx_kwvalues;
+  PyObject* values[2] = {0,0};
+  int __pyx_lineno = 0;
+  const char *__pyx_filename = NULL;
+  int __pyx_clineno = 0;
+  PyObject *__pyx_r = 0;
+  __Pyx_RefNannyDeclarations
+  __Pyx_RefNannySetupContext("take_back (wrapper)", 0);
+  #if !CYTHON_VECTORCALL
+  #if CYTHON_ASSUME_SAFE_SIZE
+  __pyx_nargs = PyTuple_GET_SIZE(__pyx_args);
+  #else
+  __pyx_nargs = PyTuple_Size(__pyx_args); if (unlikely(__pyx_nargs < 0)) return NULL;
+  #endif
+  #endif
+  __pyx_kwvalues = __Pyx_KwValues_FASTCALL(__pyx_args, __pyx_nargs);
+  {
+    PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_offset,&__pyx_mstate_global->__pyx_n_u_data,0};
+    const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 381, __pyx_L3_error)
+    if (__pyx_kwds_len > 0) {
+      switch (__pyx_nargs) {
+        case  2:
+        values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 381, __pyx_L3_error)
+        CYTHON_FALLTHROUGH;
+        case  1:
+        values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 381, __pyx_L3_error)
+        CYTHON_FALLTHROUGH;
+        case  0: break;
+        default: goto __pyx_L5_argtuple_error;
+      }
+      const Py_ssize_t kwd_pos_args = __pyx_nargs;
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "take_back", 0) < (0)) __PYX_ERR(0, 381, __pyx_L3_error)
+      for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("take_back", 1, 2, 2, i); __PYX_ERR(0, 381, __pyx_L3_error) }
+      }
+    } else if (unlikely(__pyx_nargs != 2)) {
+      goto __pyx_L5_argtuple_error;
+    } else {
+      values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 381, __pyx_L3_error)
+      values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 381, __pyx_L3_error)
+    }
+    __pyx_v_offset = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_offset == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 381, __pyx_L3_error)
+    __pyx_v_data = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(values[1], 0); if (unlikely(!__pyx_v_data.memview)) __PYX_ERR(0, 381, __pyx_L3_error)
+  }
+  goto __pyx_L6_skip;
+  __pyx_L5_argtuple_error:;
+  __Pyx_RaiseArgtupleInvalid("take_back", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 381, __pyx_L3_error)
+  __pyx_L6_skip:;
+  goto __pyx_L4_argument_unpacking_done;
+  __pyx_L3_error:;
+  for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
+    Py_XDECREF(values[__pyx_temp]);
+  }
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_data, 1);
+  __Pyx_AddTraceback("daxfs.daemon.twins.Pages.take_back", __pyx_clineno, __pyx_lineno, __pyx_filename);
+  __Pyx_RefNannyFinishContext();
+  return NULL;
+  __pyx_L4_argument_unpacking_done:;
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_24take_back(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_offset, __pyx_v_data);
+
+  /* function exit code */
+  for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
+    Py_XDECREF(values[__pyx_temp]);
+  }
+
+  __PYX_XCLEAR_MEMVIEW(&__pyx_v_data, 1);
+  __Pyx_RefNannyFinishContext();
+  return __pyx_r;
+}
+
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24take_back(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, __Pyx_memviewslice __pyx_v_data) {
+  PyObject *__pyx_r = NULL;
+  __Pyx_RefNannyDeclarations
+  int __pyx_t_1;
+  int __pyx_t_2;
+  Py_ssize_t __pyx_t_3;
+  int __pyx_t_4;
+  int __pyx_lineno = 0;
+  const char *__pyx_filename = NULL;
+  int __pyx_clineno = 0;
+  __Pyx_RefNannySetupContext("take_back", 0);
+
+  /* "daxfs/daemon/twins.pyx":384
+ *         """Store and flush a write-back, if all of it is over written blocks within the file; else nothing is done. A fence, and
+ *         the times, are the caller's."""
+ *         if data.shape[0] == 0 or not self._in_place(offset, data.shape[0]):             # <<<<<<<<<<<<<<
+ *             return False
+ *         self._store(offset, &data[0], data.shape[0])
+*/
+  __pyx_t_2 = ((__pyx_v_data.shape[0]) == 0);
+
+  if (!__pyx_t_2) {
+
+  } else {
+
+    __pyx_t_1 = __pyx_t_2;
+
+    goto __pyx_L4_bool_binop_done;
+  }
+  __pyx_t_2 = (!((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_in_place(__pyx_v_self, __pyx_v_offset, (__pyx_v_data.shape[0])));
+
+
+  __pyx_t_1 = __pyx_t_2;
+
+  __pyx_L4_bool_binop_done:;
+  if (__pyx_t_1) {
+
+
+    /* "daxfs/daemon/twins.pyx":385
+ *         the times, are the caller's."""
+ *         if data.shape[0] == 0 or not self._in_place(offset, data.shape[0]):
+ *             return False             # <<<<<<<<<<<<<<
+ *         self._store(offset, &data[0], data.shape[0])
+ *         return True
+*/
+    {
+      PyObject *__pyx_temp;
+      {
+        __pyx_temp = __pyx_r;
+        __Pyx_INCREF(Py_False);
+        __pyx_r = Py_False;
+      }
+      __Pyx_XDECREF(__pyx_temp);
+    }
+    goto __pyx_L0;
+
+    /* "daxfs/daemon/twins.pyx":384
+ *         """Store and flush a write-back, if all of it is over written blocks within the file; else nothing is done. A fence, and
+ *         the times, are the caller's."""
+ *         if data.shape[0] == 0 or not self._in_place(offset, data.shape[0]):             # <<<<<<<<<<<<<<
+ *             return False
+ *         self._store(offset, &data[0], data.shape[0])
+*/
+  }
+
+  /* "daxfs/daemon/twins.pyx":386
+ *         if data.shape[0] == 0 or not self._in_place(offset, data.shape[0]):
+ *             return False
+ *         self._store(offset, &data[0], data.shape[0])             # <<<<<<<<<<<<<<
+ *         return True
+ * 
+*/
+  __pyx_t_3 = 0;
+  __pyx_t_4 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_store(__pyx_v_self, __pyx_v_offset, (&(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_data.data) + __pyx_t_3)) )))), (__pyx_v_data.shape[0])); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(0, 386, __pyx_L1_error)
+
+
+  /* "daxfs/daemon/twins.pyx":387
+ *             return False
+ *         self._store(offset, &data[0], data.shape[0])
+ *         return True             # <<<<<<<<<<<<<<
+ * 
+ *     cdef int _store(self, uint64_t offset, const uint8_t *data, uint64_t size) except -1:
+*/
+  {
+    PyObject *__pyx_temp;
+    {
+      __pyx_temp = __pyx_r;
+      __Pyx_INCREF(Py_True);
+      __pyx_r = Py_True;
+    }
+    __Pyx_XDECREF(__pyx_temp);
+  }
+  goto __pyx_L0;
+
+  /* "daxfs/daemon/twins.pyx":381
+ *         return True
+ * 
+ *     def take_back(self, uint64_t offset, const uint8_t[::1] data):             # <<<<<<<<<<<<<<
+ *         """Store and flush a write-back, if all of it is over written blocks within the file; else nothing is done. A fence, and
+ *         the times, are the caller's."""
+*/
+
+  /* function exit code */
+  __pyx_L1_error:;
+  __Pyx_AddTraceback("daxfs.daemon.twins.Pages.take_back", __pyx_clineno, __pyx_lineno, __pyx_filename);
+  __pyx_r = NULL;
+  __pyx_L0:;
+  __Pyx_XGIVEREF(__pyx_r);
+  __Pyx_RefNannyFinishContext();
+  return __pyx_r;
+}
+
+/* "daxfs/daemon/twins.pyx":389
+ *         return True
+ * 
+ *     cdef int _store(self, uint64_t offset, const uint8_t *data, uint64_t size) except -1:             # <<<<<<<<<<<<<<
  *         """A write-back of a range that is `_in_place`."""
  *         cdef uint64_t at, n, within
 */
 
-static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, uint8_t const *__pyx_v_data, uint64_t __pyx_v_size) {
+static int __pyx_f_5daxfs_6daemon_5twins_5Pages__store(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, uint8_t const *__pyx_v_data, uint64_t __pyx_v_size) {
   uint64_t __pyx_v_at;
   uint64_t __pyx_v_n;
   uint64_t __pyx_v_within;
@@ -25849,12 +26066,12 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
   int __pyx_lineno = 0;
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
-  __Pyx_RefNannySetupContext("take_back", 0);
+  __Pyx_RefNannySetupContext("_store", 0);
 
 
 
 
-  /* "daxfs/daemon/twins.pyx":386
+  /* "daxfs/daemon/twins.pyx":394
  *         cdef _Twin twin
  *         cdef uint8_t *block
  *         while size:             # <<<<<<<<<<<<<<
@@ -25867,7 +26084,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
 
     if (!__pyx_t_1) break;
 
-    /* "daxfs/daemon/twins.pyx":387
+    /* "daxfs/daemon/twins.pyx":395
  *         cdef uint8_t *block
  *         while size:
  *             within = offset & (DX_PAGE - 1)             # <<<<<<<<<<<<<<
@@ -25876,7 +26093,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
 */
     __pyx_v_within = (__pyx_v_offset & (DX_PAGE - 1));
 
-    /* "daxfs/daemon/twins.pyx":388
+    /* "daxfs/daemon/twins.pyx":396
  *         while size:
  *             within = offset & (DX_PAGE - 1)
  *             n = min(size, DX_PAGE - within)             # <<<<<<<<<<<<<<
@@ -25900,7 +26117,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
     __pyx_v_n = __pyx_t_4;
 
 
-    /* "daxfs/daemon/twins.pyx":389
+    /* "daxfs/daemon/twins.pyx":397
  *             within = offset & (DX_PAGE - 1)
  *             n = min(size, DX_PAGE - within)
  *             block = _block_at(&self.map.m, offset)             # <<<<<<<<<<<<<<
@@ -25909,7 +26126,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
 */
     __pyx_v_block = __pyx_f_5daxfs_6daemon_5twins__block_at((&__pyx_v_self->map->m), __pyx_v_offset);
 
-    /* "daxfs/daemon/twins.pyx":390
+    /* "daxfs/daemon/twins.pyx":398
  *             n = min(size, DX_PAGE - within)
  *             block = _block_at(&self.map.m, offset)
  *             twin = self._twins.get(offset >> DX_PAGE_SHIFT)             # <<<<<<<<<<<<<<
@@ -25918,18 +26135,18 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
 */
     if (unlikely(__pyx_v_self->_twins == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-      __PYX_ERR(0, 390, __pyx_L1_error)
+      __PYX_ERR(0, 398, __pyx_L1_error)
     }
-    __pyx_t_5 = __Pyx_PyLong_From_uint64_t((__pyx_v_offset >> DX_PAGE_SHIFT)); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 390, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyLong_From_uint64_t((__pyx_v_offset >> DX_PAGE_SHIFT)); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 398, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
-    __pyx_t_6 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_t_5, Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 390, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_t_5, Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 398, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-    if (!(likely(((__pyx_t_6) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_6, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 390, __pyx_L1_error)
+    if (!(likely(((__pyx_t_6) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_6, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 398, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_twin, ((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_t_6));
     __pyx_t_6 = 0;
 
-    /* "daxfs/daemon/twins.pyx":391
+    /* "daxfs/daemon/twins.pyx":399
  *             block = _block_at(&self.map.m, offset)
  *             twin = self._twins.get(offset >> DX_PAGE_SHIFT)
  *             at = n             # <<<<<<<<<<<<<<
@@ -25938,7 +26155,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
 */
     __pyx_v_at = __pyx_v_n;
 
-    /* "daxfs/daemon/twins.pyx":392
+    /* "daxfs/daemon/twins.pyx":400
  *             twin = self._twins.get(offset >> DX_PAGE_SHIFT)
  *             at = n
  *             if twin is not None:             # <<<<<<<<<<<<<<
@@ -25949,7 +26166,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
     if (__pyx_t_1) {
 
 
-      /* "daxfs/daemon/twins.pyx":393
+      /* "daxfs/daemon/twins.pyx":401
  *             at = n
  *             if twin is not None:
  *                 at = min(n, twin.end - within) if within < twin.end else 0             # <<<<<<<<<<<<<<
@@ -25983,7 +26200,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
 
       __pyx_v_at = __pyx_t_4;
 
-      /* "daxfs/daemon/twins.pyx":392
+      /* "daxfs/daemon/twins.pyx":400
  *             twin = self._twins.get(offset >> DX_PAGE_SHIFT)
  *             at = n
  *             if twin is not None:             # <<<<<<<<<<<<<<
@@ -25992,7 +26209,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":394
+    /* "daxfs/daemon/twins.pyx":402
  *             if twin is not None:
  *                 at = min(n, twin.end - within) if within < twin.end else 0
  *             if twin is None or twin.bytes == NULL:             # <<<<<<<<<<<<<<
@@ -26017,7 +26234,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
     if (__pyx_t_1) {
 
 
-      /* "daxfs/daemon/twins.pyx":395
+      /* "daxfs/daemon/twins.pyx":403
  *                 at = min(n, twin.end - within) if within < twin.end else 0
  *             if twin is None or twin.bytes == NULL:
  *                 store(block, data, at)             # <<<<<<<<<<<<<<
@@ -26026,7 +26243,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
 */
       __pyx_f_5daxfs_6daemon_7session_store(__pyx_v_block, __pyx_v_data, __pyx_v_at);
 
-      /* "daxfs/daemon/twins.pyx":394
+      /* "daxfs/daemon/twins.pyx":402
  *             if twin is not None:
  *                 at = min(n, twin.end - within) if within < twin.end else 0
  *             if twin is None or twin.bytes == NULL:             # <<<<<<<<<<<<<<
@@ -26036,7 +26253,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
       goto __pyx_L6;
     }
 
-    /* "daxfs/daemon/twins.pyx":397
+    /* "daxfs/daemon/twins.pyx":405
  *                 store(block, data, at)
  *             else:
  *                 _store_differing(block, data, twin.bytes + within, at)             # <<<<<<<<<<<<<<
@@ -26046,7 +26263,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
     /*else*/ {
       __pyx_f_5daxfs_6daemon_5twins__store_differing(__pyx_v_block, __pyx_v_data, (__pyx_v_twin->bytes + __pyx_v_within), __pyx_v_at);
 
-      /* "daxfs/daemon/twins.pyx":398
+      /* "daxfs/daemon/twins.pyx":406
  *             else:
  *                 _store_differing(block, data, twin.bytes + within, at)
  *                 memcpy(twin.bytes + within, data, n)             # <<<<<<<<<<<<<<
@@ -26057,7 +26274,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
     }
     __pyx_L6:;
 
-    /* "daxfs/daemon/twins.pyx":399
+    /* "daxfs/daemon/twins.pyx":407
  *                 _store_differing(block, data, twin.bytes + within, at)
  *                 memcpy(twin.bytes + within, data, n)
  *             offset, data, size = offset + n, data + n, size - n             # <<<<<<<<<<<<<<
@@ -26075,7 +26292,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
     __pyx_v_size = __pyx_t_7;
   }
 
-  /* "daxfs/daemon/twins.pyx":400
+  /* "daxfs/daemon/twins.pyx":408
  *                 memcpy(twin.bytes + within, data, n)
  *             offset, data, size = offset + n, data + n, size - n
  *         return 0             # <<<<<<<<<<<<<<
@@ -26088,10 +26305,10 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":381
+  /* "daxfs/daemon/twins.pyx":389
  *         return True
  * 
- *     cdef int take_back(self, uint64_t offset, const uint8_t *data, uint64_t size) except -1:             # <<<<<<<<<<<<<<
+ *     cdef int _store(self, uint64_t offset, const uint8_t *data, uint64_t size) except -1:             # <<<<<<<<<<<<<<
  *         """A write-back of a range that is `_in_place`."""
  *         cdef uint64_t at, n, within
 */
@@ -26100,7 +26317,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
   __pyx_L1_error:;
   __Pyx_XDECREF(__pyx_t_5);
   __Pyx_XDECREF(__pyx_t_6);
-  __Pyx_AddTraceback("daxfs.daemon.twins.Pages.take_back", __pyx_clineno, __pyx_lineno, __pyx_filename);
+  __Pyx_AddTraceback("daxfs.daemon.twins.Pages._store", __pyx_clineno, __pyx_lineno, __pyx_filename);
   __pyx_r = -1;
   __pyx_L0:;
 
@@ -26116,7 +26333,7 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":402
+/* "daxfs/daemon/twins.pyx":410
  *         return 0
  * 
  *     def pieces(self, uint64_t offset, const uint8_t[::1] data):             # <<<<<<<<<<<<<<
@@ -26125,15 +26342,15 @@ static int __pyx_f_5daxfs_6daemon_5twins_5Pages_take_back(struct __pyx_obj_5daxf
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_25pieces(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_27pieces(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_24pieces, "What of a write-back is to be stored, as (offset, bytes, whether it is an overwrite in place) in order: for a caller that\n        stores in some other way than `take_back`. Then comes `written`, or `refused`.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_25pieces(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_26pieces, "What of a write-back is to be stored, as (offset, bytes, whether it is an overwrite in place) in order: for a caller that\n        stores in some other way than `take_back`. Then comes `written`, or `refused`.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_27pieces(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -26164,39 +26381,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_offset,&__pyx_mstate_global->__pyx_n_u_data,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 402, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 410, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 402, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 410, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 402, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 410, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "pieces", 0) < (0)) __PYX_ERR(0, 402, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "pieces", 0) < (0)) __PYX_ERR(0, 410, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("pieces", 1, 2, 2, i); __PYX_ERR(0, 402, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("pieces", 1, 2, 2, i); __PYX_ERR(0, 410, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 402, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 410, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 402, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 410, __pyx_L3_error)
     }
-    __pyx_v_offset = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_offset == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 402, __pyx_L3_error)
-    __pyx_v_data = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(values[1], 0); if (unlikely(!__pyx_v_data.memview)) __PYX_ERR(0, 402, __pyx_L3_error)
+    __pyx_v_offset = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_offset == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 410, __pyx_L3_error)
+    __pyx_v_data = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(values[1], 0); if (unlikely(!__pyx_v_data.memview)) __PYX_ERR(0, 410, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("pieces", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 402, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("pieces", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 410, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -26208,7 +26425,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_offset, __pyx_v_data);
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_26pieces(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_offset, __pyx_v_data);
 
   /* function exit code */
   for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
@@ -26220,7 +26437,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, __Pyx_memviewslice __pyx_v_data) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26pieces(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, __Pyx_memviewslice __pyx_v_data) {
   uint64_t __pyx_v_size;
   uint64_t __pyx_v_at;
   uint64_t __pyx_v_n;
@@ -26253,7 +26470,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("pieces", 0);
 
-  /* "daxfs/daemon/twins.pyx":405
+  /* "daxfs/daemon/twins.pyx":413
  *         """What of a write-back is to be stored, as (offset, bytes, whether it is an overwrite in place) in order: for a caller that
  *         stores in some other way than `take_back`. Then comes `written`, or `refused`."""
  *         cdef uint64_t size = data.shape[0], at = 0, n, within, start, stop, end             # <<<<<<<<<<<<<<
@@ -26263,19 +26480,19 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
   __pyx_v_size = (__pyx_v_data.shape[0]);
   __pyx_v_at = 0;
 
-  /* "daxfs/daemon/twins.pyx":407
+  /* "daxfs/daemon/twins.pyx":415
  *         cdef uint64_t size = data.shape[0], at = 0, n, within, start, stop, end
  *         cdef _Twin twin
  *         cdef list out = []             # <<<<<<<<<<<<<<
  *         cdef bytearray page
  *         cdef uint64_t plain = 0  # where the last run of pages without a twin begins
 */
-  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 407, __pyx_L1_error)
+  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 415, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_v_out = ((PyObject*)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":409
+  /* "daxfs/daemon/twins.pyx":417
  *         cdef list out = []
  *         cdef bytearray page
  *         cdef uint64_t plain = 0  # where the last run of pages without a twin begins             # <<<<<<<<<<<<<<
@@ -26284,7 +26501,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
 */
   __pyx_v_plain = 0;
 
-  /* "daxfs/daemon/twins.pyx":410
+  /* "daxfs/daemon/twins.pyx":418
  *         cdef bytearray page
  *         cdef uint64_t plain = 0  # where the last run of pages without a twin begins
  *         while at < size:             # <<<<<<<<<<<<<<
@@ -26297,7 +26514,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
 
     if (!__pyx_t_2) break;
 
-    /* "daxfs/daemon/twins.pyx":411
+    /* "daxfs/daemon/twins.pyx":419
  *         cdef uint64_t plain = 0  # where the last run of pages without a twin begins
  *         while at < size:
  *             within = (offset + at) & (DX_PAGE - 1)             # <<<<<<<<<<<<<<
@@ -26306,7 +26523,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
 */
     __pyx_v_within = ((__pyx_v_offset + __pyx_v_at) & (DX_PAGE - 1));
 
-    /* "daxfs/daemon/twins.pyx":412
+    /* "daxfs/daemon/twins.pyx":420
  *         while at < size:
  *             within = (offset + at) & (DX_PAGE - 1)
  *             n = min(size - at, DX_PAGE - within)             # <<<<<<<<<<<<<<
@@ -26330,7 +26547,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
     __pyx_v_n = __pyx_t_5;
 
 
-    /* "daxfs/daemon/twins.pyx":413
+    /* "daxfs/daemon/twins.pyx":421
  *             within = (offset + at) & (DX_PAGE - 1)
  *             n = min(size - at, DX_PAGE - within)
  *             twin = self._twins.get((offset + at) >> DX_PAGE_SHIFT)             # <<<<<<<<<<<<<<
@@ -26339,18 +26556,18 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
 */
     if (unlikely(__pyx_v_self->_twins == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-      __PYX_ERR(0, 413, __pyx_L1_error)
+      __PYX_ERR(0, 421, __pyx_L1_error)
     }
-    __pyx_t_1 = __Pyx_PyLong_From_uint64_t(((__pyx_v_offset + __pyx_v_at) >> DX_PAGE_SHIFT)); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 413, __pyx_L1_error)
+    __pyx_t_1 = __Pyx_PyLong_From_uint64_t(((__pyx_v_offset + __pyx_v_at) >> DX_PAGE_SHIFT)); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 421, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
-    __pyx_t_6 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_t_1, Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 413, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_t_1, Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 421, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-    if (!(likely(((__pyx_t_6) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_6, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 413, __pyx_L1_error)
+    if (!(likely(((__pyx_t_6) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_6, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 421, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_twin, ((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_t_6));
     __pyx_t_6 = 0;
 
-    /* "daxfs/daemon/twins.pyx":414
+    /* "daxfs/daemon/twins.pyx":422
  *             n = min(size - at, DX_PAGE - within)
  *             twin = self._twins.get((offset + at) >> DX_PAGE_SHIFT)
  *             if twin is None:             # <<<<<<<<<<<<<<
@@ -26361,7 +26578,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
     if (__pyx_t_2) {
 
 
-      /* "daxfs/daemon/twins.pyx":415
+      /* "daxfs/daemon/twins.pyx":423
  *             twin = self._twins.get((offset + at) >> DX_PAGE_SHIFT)
  *             if twin is None:
  *                 at += n             # <<<<<<<<<<<<<<
@@ -26370,7 +26587,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
 */
       __pyx_v_at = (__pyx_v_at + __pyx_v_n);
 
-      /* "daxfs/daemon/twins.pyx":416
+      /* "daxfs/daemon/twins.pyx":424
  *             if twin is None:
  *                 at += n
  *                 continue             # <<<<<<<<<<<<<<
@@ -26379,7 +26596,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
 */
       goto __pyx_L3_continue;
 
-      /* "daxfs/daemon/twins.pyx":414
+      /* "daxfs/daemon/twins.pyx":422
  *             n = min(size - at, DX_PAGE - within)
  *             twin = self._twins.get((offset + at) >> DX_PAGE_SHIFT)
  *             if twin is None:             # <<<<<<<<<<<<<<
@@ -26388,7 +26605,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":417
+    /* "daxfs/daemon/twins.pyx":425
  *                 at += n
  *                 continue
  *             if plain < at:             # <<<<<<<<<<<<<<
@@ -26400,14 +26617,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
     if (__pyx_t_2) {
 
 
-      /* "daxfs/daemon/twins.pyx":418
+      /* "daxfs/daemon/twins.pyx":426
  *                 continue
  *             if plain < at:
  *                 out.append((offset + plain, bytes(data[plain:at]), False))             # <<<<<<<<<<<<<<
  *             end = min(n, twin.end - within) if within < twin.end else 0
  *             if twin.bytes == NULL:
 */
-      __pyx_t_6 = __Pyx_PyLong_From_uint64_t((__pyx_v_offset + __pyx_v_plain)); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 418, __pyx_L1_error)
+      __pyx_t_6 = __Pyx_PyLong_From_uint64_t((__pyx_v_offset + __pyx_v_plain)); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 426, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_6);
       __pyx_t_7 = NULL;
       __pyx_t_8.data = __pyx_v_data.data;
@@ -26427,10 +26644,10 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_24pieces(struct __pyx_obj
     0,
     1) < 0))
 {
-    __PYX_ERR(0, 418, __pyx_L1_error)
+    __PYX_ERR(0, 426, __pyx_L1_error)
 }
 
-__pyx_t_10 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __pyx_memview_get_nn_uint8_t__const__, (int (*)(char *, PyObject *)) NULL, 0);; if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 418, __pyx_L1_error)
+__pyx_t_10 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __pyx_memview_get_nn_uint8_t__const__, (int (*)(char *, PyObject *)) NULL, 0);; if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 426, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_10);
       __pyx_t_11 = 1;
       {
@@ -26438,25 +26655,25 @@ __pyx_t_10 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __
         __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)(&PyBytes_Type), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
         __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
         __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
-        if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 418, __pyx_L1_error)
+        if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 426, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
       }
-      __pyx_t_10 = PyTuple_New(3); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 418, __pyx_L1_error)
+      __pyx_t_10 = PyTuple_New(3); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 426, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_10);
       __Pyx_GIVEREF(__pyx_t_6);
-      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_10, 0, __pyx_t_6) != (0)) __PYX_ERR(0, 418, __pyx_L1_error);
+      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_10, 0, __pyx_t_6) != (0)) __PYX_ERR(0, 426, __pyx_L1_error);
       __Pyx_GIVEREF(__pyx_t_1);
-      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_10, 1, __pyx_t_1) != (0)) __PYX_ERR(0, 418, __pyx_L1_error);
+      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_10, 1, __pyx_t_1) != (0)) __PYX_ERR(0, 426, __pyx_L1_error);
       __Pyx_INCREF(Py_False);
       __Pyx_GIVEREF(Py_False);
-      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_10, 2, Py_False) != (0)) __PYX_ERR(0, 418, __pyx_L1_error);
+      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_10, 2, Py_False) != (0)) __PYX_ERR(0, 426, __pyx_L1_error);
       __pyx_t_6 = 0;
       __pyx_t_1 = 0;
-      __pyx_t_12 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_10); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 418, __pyx_L1_error)
+      __pyx_t_12 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_10); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 426, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
 
 
-      /* "daxfs/daemon/twins.pyx":417
+      /* "daxfs/daemon/twins.pyx":425
  *                 at += n
  *                 continue
  *             if plain < at:             # <<<<<<<<<<<<<<
@@ -26465,7 +26682,7 @@ __pyx_t_10 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":419
+    /* "daxfs/daemon/twins.pyx":427
  *             if plain < at:
  *                 out.append((offset + plain, bytes(data[plain:at]), False))
  *             end = min(n, twin.end - within) if within < twin.end else 0             # <<<<<<<<<<<<<<
@@ -26499,7 +26716,7 @@ __pyx_t_10 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __
 
     __pyx_v_end = __pyx_t_5;
 
-    /* "daxfs/daemon/twins.pyx":420
+    /* "daxfs/daemon/twins.pyx":428
  *                 out.append((offset + plain, bytes(data[plain:at]), False))
  *             end = min(n, twin.end - within) if within < twin.end else 0
  *             if twin.bytes == NULL:             # <<<<<<<<<<<<<<
@@ -26511,7 +26728,7 @@ __pyx_t_10 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __
     if (__pyx_t_2) {
 
 
-      /* "daxfs/daemon/twins.pyx":421
+      /* "daxfs/daemon/twins.pyx":429
  *             end = min(n, twin.end - within) if within < twin.end else 0
  *             if twin.bytes == NULL:
  *                 if end:             # <<<<<<<<<<<<<<
@@ -26523,14 +26740,14 @@ __pyx_t_10 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __
       if (__pyx_t_2) {
 
 
-        /* "daxfs/daemon/twins.pyx":422
+        /* "daxfs/daemon/twins.pyx":430
  *             if twin.bytes == NULL:
  *                 if end:
  *                     out.append((offset + at, bytes(data[at : at + end]), False))             # <<<<<<<<<<<<<<
  *             elif _block_at(&self.map.m, offset + at) == NULL:  # it reads zero, and nobody has a block of it
  *                 page = bytearray(end)
 */
-        __pyx_t_10 = __Pyx_PyLong_From_uint64_t((__pyx_v_offset + __pyx_v_at)); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 422, __pyx_L1_error)
+        __pyx_t_10 = __Pyx_PyLong_From_uint64_t((__pyx_v_offset + __pyx_v_at)); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 430, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_10);
         __pyx_t_6 = NULL;
         __pyx_t_8.data = __pyx_v_data.data;
@@ -26550,10 +26767,10 @@ __pyx_t_10 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __
     0,
     1) < 0))
 {
-    __PYX_ERR(0, 422, __pyx_L1_error)
+    __PYX_ERR(0, 430, __pyx_L1_error)
 }
 
-__pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __pyx_memview_get_nn_uint8_t__const__, (int (*)(char *, PyObject *)) NULL, 0);; if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 422, __pyx_L1_error)
+__pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __pyx_memview_get_nn_uint8_t__const__, (int (*)(char *, PyObject *)) NULL, 0);; if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 430, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_7);
         __pyx_t_11 = 1;
         {
@@ -26561,25 +26778,25 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
           __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)(&PyBytes_Type), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
           __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
           __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-          if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 422, __pyx_L1_error)
+          if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 430, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_1);
         }
-        __pyx_t_7 = PyTuple_New(3); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 422, __pyx_L1_error)
+        __pyx_t_7 = PyTuple_New(3); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 430, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_7);
         __Pyx_GIVEREF(__pyx_t_10);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, __pyx_t_10) != (0)) __PYX_ERR(0, 422, __pyx_L1_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, __pyx_t_10) != (0)) __PYX_ERR(0, 430, __pyx_L1_error);
         __Pyx_GIVEREF(__pyx_t_1);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_1) != (0)) __PYX_ERR(0, 422, __pyx_L1_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_1) != (0)) __PYX_ERR(0, 430, __pyx_L1_error);
         __Pyx_INCREF(Py_False);
         __Pyx_GIVEREF(Py_False);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 2, Py_False) != (0)) __PYX_ERR(0, 422, __pyx_L1_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 2, Py_False) != (0)) __PYX_ERR(0, 430, __pyx_L1_error);
         __pyx_t_10 = 0;
         __pyx_t_1 = 0;
-        __pyx_t_12 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_7); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 422, __pyx_L1_error)
+        __pyx_t_12 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_7); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 430, __pyx_L1_error)
         __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
 
 
-        /* "daxfs/daemon/twins.pyx":421
+        /* "daxfs/daemon/twins.pyx":429
  *             end = min(n, twin.end - within) if within < twin.end else 0
  *             if twin.bytes == NULL:
  *                 if end:             # <<<<<<<<<<<<<<
@@ -26588,7 +26805,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
 */
       }
 
-      /* "daxfs/daemon/twins.pyx":420
+      /* "daxfs/daemon/twins.pyx":428
  *                 out.append((offset + plain, bytes(data[plain:at]), False))
  *             end = min(n, twin.end - within) if within < twin.end else 0
  *             if twin.bytes == NULL:             # <<<<<<<<<<<<<<
@@ -26598,7 +26815,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
       goto __pyx_L7;
     }
 
-    /* "daxfs/daemon/twins.pyx":423
+    /* "daxfs/daemon/twins.pyx":431
  *                 if end:
  *                     out.append((offset + at, bytes(data[at : at + end]), False))
  *             elif _block_at(&self.map.m, offset + at) == NULL:  # it reads zero, and nobody has a block of it             # <<<<<<<<<<<<<<
@@ -26610,7 +26827,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
     if (__pyx_t_2) {
 
 
-      /* "daxfs/daemon/twins.pyx":424
+      /* "daxfs/daemon/twins.pyx":432
  *                     out.append((offset + at, bytes(data[at : at + end]), False))
  *             elif _block_at(&self.map.m, offset + at) == NULL:  # it reads zero, and nobody has a block of it
  *                 page = bytearray(end)             # <<<<<<<<<<<<<<
@@ -26618,7 +26835,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
  *                 if start < end:
 */
       __pyx_t_1 = NULL;
-      __pyx_t_10 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 424, __pyx_L1_error)
+      __pyx_t_10 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 432, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_10);
       __pyx_t_11 = 1;
       {
@@ -26626,13 +26843,13 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
         __pyx_t_7 = __Pyx_PyObject_FastCall((PyObject*)(&PyByteArray_Type), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
         __Pyx_XDECREF(__pyx_t_1); __pyx_t_1 = 0;
         __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
-        if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 424, __pyx_L1_error)
+        if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 432, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_7);
       }
       __Pyx_XDECREF_SET(__pyx_v_page, ((PyObject*)__pyx_t_7));
       __pyx_t_7 = 0;
 
-      /* "daxfs/daemon/twins.pyx":425
+      /* "daxfs/daemon/twins.pyx":433
  *             elif _block_at(&self.map.m, offset + at) == NULL:  # it reads zero, and nobody has a block of it
  *                 page = bytearray(end)
  *                 start = _differing(&data[at], twin.bytes + within, 0, end)             # <<<<<<<<<<<<<<
@@ -26642,7 +26859,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
       __pyx_t_5 = __pyx_v_at;
       __pyx_v_start = __pyx_f_5daxfs_6daemon_5twins__differing((&(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_data.data) + __pyx_t_5)) )))), (__pyx_v_twin->bytes + __pyx_v_within), 0, __pyx_v_end);
 
-      /* "daxfs/daemon/twins.pyx":426
+      /* "daxfs/daemon/twins.pyx":434
  *                 page = bytearray(end)
  *                 start = _differing(&data[at], twin.bytes + within, 0, end)
  *                 if start < end:             # <<<<<<<<<<<<<<
@@ -26654,7 +26871,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
       if (__pyx_t_2) {
 
 
-        /* "daxfs/daemon/twins.pyx":427
+        /* "daxfs/daemon/twins.pyx":435
  *                 start = _differing(&data[at], twin.bytes + within, 0, end)
  *                 if start < end:
  *                     while start < end:             # <<<<<<<<<<<<<<
@@ -26667,7 +26884,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
 
           if (!__pyx_t_2) break;
 
-          /* "daxfs/daemon/twins.pyx":428
+          /* "daxfs/daemon/twins.pyx":436
  *                 if start < end:
  *                     while start < end:
  *                         page[start] = data[at + start]             # <<<<<<<<<<<<<<
@@ -26676,11 +26893,11 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
 */
           __pyx_t_5 = (__pyx_v_at + __pyx_v_start);
           if (unlikely((*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_data.data) + __pyx_t_5)) ))) > 255)) {
-            PyErr_SetString(PyExc_ValueError, "byte must be in range(0, 256)"); __PYX_ERR(0, 428, __pyx_L1_error)
+            PyErr_SetString(PyExc_ValueError, "byte must be in range(0, 256)"); __PYX_ERR(0, 436, __pyx_L1_error)
           }
-          if (unlikely((__Pyx_SetItemInt_ByteArray(__pyx_v_page, __pyx_v_start, ((unsigned char)(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_data.data) + __pyx_t_5)) )))), uint64_t, 0, __Pyx_PyLong_From_uint64_t, 0, 0, 1, __Pyx_ReferenceSharing_OwnStrongReference) < 0))) __PYX_ERR(0, 428, __pyx_L1_error)
+          if (unlikely((__Pyx_SetItemInt_ByteArray(__pyx_v_page, __pyx_v_start, ((unsigned char)(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_data.data) + __pyx_t_5)) )))), uint64_t, 0, __Pyx_PyLong_From_uint64_t, 0, 0, 1, __Pyx_ReferenceSharing_OwnStrongReference) < 0))) __PYX_ERR(0, 436, __pyx_L1_error)
 
-          /* "daxfs/daemon/twins.pyx":429
+          /* "daxfs/daemon/twins.pyx":437
  *                     while start < end:
  *                         page[start] = data[at + start]
  *                         start = _differing(&data[at], twin.bytes + within, start + 1, end)             # <<<<<<<<<<<<<<
@@ -26691,14 +26908,14 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
           __pyx_v_start = __pyx_f_5daxfs_6daemon_5twins__differing((&(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_data.data) + __pyx_t_5)) )))), (__pyx_v_twin->bytes + __pyx_v_within), (__pyx_v_start + 1), __pyx_v_end);
         }
 
-        /* "daxfs/daemon/twins.pyx":430
+        /* "daxfs/daemon/twins.pyx":438
  *                         page[start] = data[at + start]
  *                         start = _differing(&data[at], twin.bytes + within, start + 1, end)
  *                     out.append((offset + at, bytes(page), False))             # <<<<<<<<<<<<<<
  *             else:
  *                 start = _differing(&data[at], twin.bytes + within, 0, end)
 */
-        __pyx_t_7 = __Pyx_PyLong_From_uint64_t((__pyx_v_offset + __pyx_v_at)); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 430, __pyx_L1_error)
+        __pyx_t_7 = __Pyx_PyLong_From_uint64_t((__pyx_v_offset + __pyx_v_at)); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 438, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_7);
         __pyx_t_1 = NULL;
         __pyx_t_11 = 1;
@@ -26706,25 +26923,25 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
           PyObject *__pyx_callargs[2] = {__pyx_t_1, __pyx_v_page};
           __pyx_t_10 = __Pyx_PyObject_FastCall((PyObject*)(&PyBytes_Type), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
           __Pyx_XDECREF(__pyx_t_1); __pyx_t_1 = 0;
-          if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 430, __pyx_L1_error)
+          if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 438, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_10);
         }
-        __pyx_t_1 = PyTuple_New(3); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 430, __pyx_L1_error)
+        __pyx_t_1 = PyTuple_New(3); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 438, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
         __Pyx_GIVEREF(__pyx_t_7);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 0, __pyx_t_7) != (0)) __PYX_ERR(0, 430, __pyx_L1_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 0, __pyx_t_7) != (0)) __PYX_ERR(0, 438, __pyx_L1_error);
         __Pyx_GIVEREF(__pyx_t_10);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 1, __pyx_t_10) != (0)) __PYX_ERR(0, 430, __pyx_L1_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 1, __pyx_t_10) != (0)) __PYX_ERR(0, 438, __pyx_L1_error);
         __Pyx_INCREF(Py_False);
         __Pyx_GIVEREF(Py_False);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 2, Py_False) != (0)) __PYX_ERR(0, 430, __pyx_L1_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 2, Py_False) != (0)) __PYX_ERR(0, 438, __pyx_L1_error);
         __pyx_t_7 = 0;
         __pyx_t_10 = 0;
-        __pyx_t_12 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_1); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 430, __pyx_L1_error)
+        __pyx_t_12 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_1); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 438, __pyx_L1_error)
         __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
 
-        /* "daxfs/daemon/twins.pyx":426
+        /* "daxfs/daemon/twins.pyx":434
  *                 page = bytearray(end)
  *                 start = _differing(&data[at], twin.bytes + within, 0, end)
  *                 if start < end:             # <<<<<<<<<<<<<<
@@ -26733,7 +26950,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
 */
       }
 
-      /* "daxfs/daemon/twins.pyx":423
+      /* "daxfs/daemon/twins.pyx":431
  *                 if end:
  *                     out.append((offset + at, bytes(data[at : at + end]), False))
  *             elif _block_at(&self.map.m, offset + at) == NULL:  # it reads zero, and nobody has a block of it             # <<<<<<<<<<<<<<
@@ -26743,7 +26960,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
       goto __pyx_L7;
     }
 
-    /* "daxfs/daemon/twins.pyx":432
+    /* "daxfs/daemon/twins.pyx":440
  *                     out.append((offset + at, bytes(page), False))
  *             else:
  *                 start = _differing(&data[at], twin.bytes + within, 0, end)             # <<<<<<<<<<<<<<
@@ -26754,7 +26971,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
       __pyx_t_5 = __pyx_v_at;
       __pyx_v_start = __pyx_f_5daxfs_6daemon_5twins__differing((&(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_data.data) + __pyx_t_5)) )))), (__pyx_v_twin->bytes + __pyx_v_within), 0, __pyx_v_end);
 
-      /* "daxfs/daemon/twins.pyx":433
+      /* "daxfs/daemon/twins.pyx":441
  *             else:
  *                 start = _differing(&data[at], twin.bytes + within, 0, end)
  *                 while start < end:             # <<<<<<<<<<<<<<
@@ -26767,7 +26984,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
 
         if (!__pyx_t_2) break;
 
-        /* "daxfs/daemon/twins.pyx":434
+        /* "daxfs/daemon/twins.pyx":442
  *                 start = _differing(&data[at], twin.bytes + within, 0, end)
  *                 while start < end:
  *                     stop = _same(&data[at], twin.bytes + within, start, end)             # <<<<<<<<<<<<<<
@@ -26777,14 +26994,14 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
         __pyx_t_5 = __pyx_v_at;
         __pyx_v_stop = __pyx_f_5daxfs_6daemon_5twins__same((&(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_data.data) + __pyx_t_5)) )))), (__pyx_v_twin->bytes + __pyx_v_within), __pyx_v_start, __pyx_v_end);
 
-        /* "daxfs/daemon/twins.pyx":435
+        /* "daxfs/daemon/twins.pyx":443
  *                 while start < end:
  *                     stop = _same(&data[at], twin.bytes + within, start, end)
  *                     out.append((offset + at + start, bytes(data[at + start : at + stop]), True))             # <<<<<<<<<<<<<<
  *                     start = _differing(&data[at], twin.bytes + within, stop, end)
  *             at += n
 */
-        __pyx_t_1 = __Pyx_PyLong_From_uint64_t(((__pyx_v_offset + __pyx_v_at) + __pyx_v_start)); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 435, __pyx_L1_error)
+        __pyx_t_1 = __Pyx_PyLong_From_uint64_t(((__pyx_v_offset + __pyx_v_at) + __pyx_v_start)); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 443, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
         __pyx_t_7 = NULL;
         __pyx_t_8.data = __pyx_v_data.data;
@@ -26804,10 +27021,10 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
     0,
     1) < 0))
 {
-    __PYX_ERR(0, 435, __pyx_L1_error)
+    __PYX_ERR(0, 443, __pyx_L1_error)
 }
 
-__pyx_t_6 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __pyx_memview_get_nn_uint8_t__const__, (int (*)(char *, PyObject *)) NULL, 0);; if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 435, __pyx_L1_error)
+__pyx_t_6 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __pyx_memview_get_nn_uint8_t__const__, (int (*)(char *, PyObject *)) NULL, 0);; if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 443, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_6);
         __pyx_t_11 = 1;
         {
@@ -26815,25 +27032,25 @@ __pyx_t_6 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
           __pyx_t_10 = __Pyx_PyObject_FastCall((PyObject*)(&PyBytes_Type), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
           __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
           __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-          if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 435, __pyx_L1_error)
+          if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 443, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_10);
         }
-        __pyx_t_6 = PyTuple_New(3); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 435, __pyx_L1_error)
+        __pyx_t_6 = PyTuple_New(3); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 443, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_6);
         __Pyx_GIVEREF(__pyx_t_1);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 0, __pyx_t_1) != (0)) __PYX_ERR(0, 435, __pyx_L1_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 0, __pyx_t_1) != (0)) __PYX_ERR(0, 443, __pyx_L1_error);
         __Pyx_GIVEREF(__pyx_t_10);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 1, __pyx_t_10) != (0)) __PYX_ERR(0, 435, __pyx_L1_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 1, __pyx_t_10) != (0)) __PYX_ERR(0, 443, __pyx_L1_error);
         __Pyx_INCREF(Py_True);
         __Pyx_GIVEREF(Py_True);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 2, Py_True) != (0)) __PYX_ERR(0, 435, __pyx_L1_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 2, Py_True) != (0)) __PYX_ERR(0, 443, __pyx_L1_error);
         __pyx_t_1 = 0;
         __pyx_t_10 = 0;
-        __pyx_t_12 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_6); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 435, __pyx_L1_error)
+        __pyx_t_12 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_6); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 443, __pyx_L1_error)
         __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
 
 
-        /* "daxfs/daemon/twins.pyx":436
+        /* "daxfs/daemon/twins.pyx":444
  *                     stop = _same(&data[at], twin.bytes + within, start, end)
  *                     out.append((offset + at + start, bytes(data[at + start : at + stop]), True))
  *                     start = _differing(&data[at], twin.bytes + within, stop, end)             # <<<<<<<<<<<<<<
@@ -26846,7 +27063,7 @@ __pyx_t_6 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
     }
     __pyx_L7:;
 
-    /* "daxfs/daemon/twins.pyx":437
+    /* "daxfs/daemon/twins.pyx":445
  *                     out.append((offset + at + start, bytes(data[at + start : at + stop]), True))
  *                     start = _differing(&data[at], twin.bytes + within, stop, end)
  *             at += n             # <<<<<<<<<<<<<<
@@ -26855,7 +27072,7 @@ __pyx_t_6 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
 */
     __pyx_v_at = (__pyx_v_at + __pyx_v_n);
 
-    /* "daxfs/daemon/twins.pyx":438
+    /* "daxfs/daemon/twins.pyx":446
  *                     start = _differing(&data[at], twin.bytes + within, stop, end)
  *             at += n
  *             plain = at             # <<<<<<<<<<<<<<
@@ -26866,7 +27083,7 @@ __pyx_t_6 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
     __pyx_L3_continue:;
   }
 
-  /* "daxfs/daemon/twins.pyx":439
+  /* "daxfs/daemon/twins.pyx":447
  *             at += n
  *             plain = at
  *         if plain < size:             # <<<<<<<<<<<<<<
@@ -26878,14 +27095,14 @@ __pyx_t_6 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
   if (__pyx_t_2) {
 
 
-    /* "daxfs/daemon/twins.pyx":440
+    /* "daxfs/daemon/twins.pyx":448
  *             plain = at
  *         if plain < size:
  *             out.append((offset + plain, bytes(data[plain:]), False))             # <<<<<<<<<<<<<<
  *         return out
  * 
 */
-    __pyx_t_6 = __Pyx_PyLong_From_uint64_t((__pyx_v_offset + __pyx_v_plain)); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 440, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PyLong_From_uint64_t((__pyx_v_offset + __pyx_v_plain)); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 448, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
     __pyx_t_1 = NULL;
     __pyx_t_8.data = __pyx_v_data.data;
@@ -26905,10 +27122,10 @@ __pyx_t_6 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
     0,
     1) < 0))
 {
-    __PYX_ERR(0, 440, __pyx_L1_error)
+    __PYX_ERR(0, 448, __pyx_L1_error)
 }
 
-__pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __pyx_memview_get_nn_uint8_t__const__, (int (*)(char *, PyObject *)) NULL, 0);; if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 440, __pyx_L1_error)
+__pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __pyx_memview_get_nn_uint8_t__const__, (int (*)(char *, PyObject *)) NULL, 0);; if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 448, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_7);
     __pyx_t_11 = 1;
     {
@@ -26916,25 +27133,25 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
       __pyx_t_10 = __Pyx_PyObject_FastCall((PyObject*)(&PyBytes_Type), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_1); __pyx_t_1 = 0;
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-      if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 440, __pyx_L1_error)
+      if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 448, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_10);
     }
-    __pyx_t_7 = PyTuple_New(3); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 440, __pyx_L1_error)
+    __pyx_t_7 = PyTuple_New(3); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 448, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_7);
     __Pyx_GIVEREF(__pyx_t_6);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, __pyx_t_6) != (0)) __PYX_ERR(0, 440, __pyx_L1_error);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, __pyx_t_6) != (0)) __PYX_ERR(0, 448, __pyx_L1_error);
     __Pyx_GIVEREF(__pyx_t_10);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_10) != (0)) __PYX_ERR(0, 440, __pyx_L1_error);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_10) != (0)) __PYX_ERR(0, 448, __pyx_L1_error);
     __Pyx_INCREF(Py_False);
     __Pyx_GIVEREF(Py_False);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 2, Py_False) != (0)) __PYX_ERR(0, 440, __pyx_L1_error);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 2, Py_False) != (0)) __PYX_ERR(0, 448, __pyx_L1_error);
     __pyx_t_6 = 0;
     __pyx_t_10 = 0;
-    __pyx_t_12 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_7); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 440, __pyx_L1_error)
+    __pyx_t_12 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_7); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 448, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
 
 
-    /* "daxfs/daemon/twins.pyx":439
+    /* "daxfs/daemon/twins.pyx":447
  *             at += n
  *             plain = at
  *         if plain < size:             # <<<<<<<<<<<<<<
@@ -26943,7 +27160,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":441
+  /* "daxfs/daemon/twins.pyx":449
  *         if plain < size:
  *             out.append((offset + plain, bytes(data[plain:]), False))
  *         return out             # <<<<<<<<<<<<<<
@@ -26961,7 +27178,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":402
+  /* "daxfs/daemon/twins.pyx":410
  *         return 0
  * 
  *     def pieces(self, uint64_t offset, const uint8_t[::1] data):             # <<<<<<<<<<<<<<
@@ -26994,7 +27211,7 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":443
+/* "daxfs/daemon/twins.pyx":451
  *         return out
  * 
  *     def written(self, uint64_t offset, const uint8_t[::1] data):             # <<<<<<<<<<<<<<
@@ -27003,15 +27220,15 @@ __pyx_t_7 = __pyx_memoryview_fromslice(__pyx_t_8, 1, (PyObject *(*)(char *)) __p
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_27written(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_29written(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_26written, "A write-back is stored: this is what the kernel has of its pages.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_27written(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_28written, "A write-back is stored: this is what the kernel has of its pages.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_29written(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -27042,39 +27259,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_offset,&__pyx_mstate_global->__pyx_n_u_data,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 443, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 451, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 443, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 451, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 443, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 451, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "written", 0) < (0)) __PYX_ERR(0, 443, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "written", 0) < (0)) __PYX_ERR(0, 451, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("written", 1, 2, 2, i); __PYX_ERR(0, 443, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("written", 1, 2, 2, i); __PYX_ERR(0, 451, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 443, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 451, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 443, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 451, __pyx_L3_error)
     }
-    __pyx_v_offset = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_offset == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 443, __pyx_L3_error)
-    __pyx_v_data = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(values[1], 0); if (unlikely(!__pyx_v_data.memview)) __PYX_ERR(0, 443, __pyx_L3_error)
+    __pyx_v_offset = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_offset == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 451, __pyx_L3_error)
+    __pyx_v_data = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(values[1], 0); if (unlikely(!__pyx_v_data.memview)) __PYX_ERR(0, 451, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("written", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 443, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("written", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 451, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -27086,7 +27303,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_offset, __pyx_v_data);
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_28written(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_offset, __pyx_v_data);
 
   /* function exit code */
   for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
@@ -27098,7 +27315,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, __Pyx_memviewslice __pyx_v_data) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28written(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, __Pyx_memviewslice __pyx_v_data) {
   uint64_t __pyx_v_size;
   uint64_t __pyx_v_at;
   uint64_t __pyx_v_n;
@@ -27118,7 +27335,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("written", 0);
 
-  /* "daxfs/daemon/twins.pyx":445
+  /* "daxfs/daemon/twins.pyx":453
  *     def written(self, uint64_t offset, const uint8_t[::1] data):
  *         """A write-back is stored: this is what the kernel has of its pages."""
  *         cdef uint64_t size = data.shape[0], at = 0, n, within             # <<<<<<<<<<<<<<
@@ -27128,7 +27345,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
   __pyx_v_size = (__pyx_v_data.shape[0]);
   __pyx_v_at = 0;
 
-  /* "daxfs/daemon/twins.pyx":447
+  /* "daxfs/daemon/twins.pyx":455
  *         cdef uint64_t size = data.shape[0], at = 0, n, within
  *         cdef _Twin twin
  *         while at < size:             # <<<<<<<<<<<<<<
@@ -27141,7 +27358,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
 
     if (!__pyx_t_1) break;
 
-    /* "daxfs/daemon/twins.pyx":448
+    /* "daxfs/daemon/twins.pyx":456
  *         cdef _Twin twin
  *         while at < size:
  *             within = (offset + at) & (DX_PAGE - 1)             # <<<<<<<<<<<<<<
@@ -27150,7 +27367,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
 */
     __pyx_v_within = ((__pyx_v_offset + __pyx_v_at) & (DX_PAGE - 1));
 
-    /* "daxfs/daemon/twins.pyx":449
+    /* "daxfs/daemon/twins.pyx":457
  *         while at < size:
  *             within = (offset + at) & (DX_PAGE - 1)
  *             n = min(size - at, DX_PAGE - within)             # <<<<<<<<<<<<<<
@@ -27174,7 +27391,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
     __pyx_v_n = __pyx_t_4;
 
 
-    /* "daxfs/daemon/twins.pyx":450
+    /* "daxfs/daemon/twins.pyx":458
  *             within = (offset + at) & (DX_PAGE - 1)
  *             n = min(size - at, DX_PAGE - within)
  *             twin = self._twins.get((offset + at) >> DX_PAGE_SHIFT)             # <<<<<<<<<<<<<<
@@ -27183,18 +27400,18 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
 */
     if (unlikely(__pyx_v_self->_twins == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-      __PYX_ERR(0, 450, __pyx_L1_error)
+      __PYX_ERR(0, 458, __pyx_L1_error)
     }
-    __pyx_t_5 = __Pyx_PyLong_From_uint64_t(((__pyx_v_offset + __pyx_v_at) >> DX_PAGE_SHIFT)); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 450, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyLong_From_uint64_t(((__pyx_v_offset + __pyx_v_at) >> DX_PAGE_SHIFT)); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 458, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
-    __pyx_t_6 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_t_5, Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 450, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_t_5, Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 458, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-    if (!(likely(((__pyx_t_6) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_6, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 450, __pyx_L1_error)
+    if (!(likely(((__pyx_t_6) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_6, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 458, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_twin, ((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_t_6));
     __pyx_t_6 = 0;
 
-    /* "daxfs/daemon/twins.pyx":451
+    /* "daxfs/daemon/twins.pyx":459
  *             n = min(size - at, DX_PAGE - within)
  *             twin = self._twins.get((offset + at) >> DX_PAGE_SHIFT)
  *             if twin is not None and twin.bytes != NULL:             # <<<<<<<<<<<<<<
@@ -27219,7 +27436,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
     if (__pyx_t_1) {
 
 
-      /* "daxfs/daemon/twins.pyx":452
+      /* "daxfs/daemon/twins.pyx":460
  *             twin = self._twins.get((offset + at) >> DX_PAGE_SHIFT)
  *             if twin is not None and twin.bytes != NULL:
  *                 memcpy(twin.bytes + within, &data[at], n)             # <<<<<<<<<<<<<<
@@ -27229,7 +27446,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
       __pyx_t_4 = __pyx_v_at;
       (void)(memcpy((__pyx_v_twin->bytes + __pyx_v_within), (&(*((uint8_t const  *) ( /* dim=0 */ ((char *) (((uint8_t const  *) __pyx_v_data.data) + __pyx_t_4)) )))), __pyx_v_n));
 
-      /* "daxfs/daemon/twins.pyx":451
+      /* "daxfs/daemon/twins.pyx":459
  *             n = min(size - at, DX_PAGE - within)
  *             twin = self._twins.get((offset + at) >> DX_PAGE_SHIFT)
  *             if twin is not None and twin.bytes != NULL:             # <<<<<<<<<<<<<<
@@ -27238,7 +27455,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":453
+    /* "daxfs/daemon/twins.pyx":461
  *             if twin is not None and twin.bytes != NULL:
  *                 memcpy(twin.bytes + within, &data[at], n)
  *             at += n             # <<<<<<<<<<<<<<
@@ -27248,7 +27465,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
     __pyx_v_at = (__pyx_v_at + __pyx_v_n);
   }
 
-  /* "daxfs/daemon/twins.pyx":443
+  /* "daxfs/daemon/twins.pyx":451
  *         return out
  * 
  *     def written(self, uint64_t offset, const uint8_t[::1] data):             # <<<<<<<<<<<<<<
@@ -27275,7 +27492,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":455
+/* "daxfs/daemon/twins.pyx":463
  *             at += n
  * 
  *     def refused(self, uint64_t offset, uint64_t size):             # <<<<<<<<<<<<<<
@@ -27284,15 +27501,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_26written(struct __pyx_ob
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_29refused(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_31refused(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_28refused, "A write-back is not stored, so the kernel keeps its pages.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_29refused(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_30refused, "A write-back is not stored, so the kernel keeps its pages.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_31refused(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -27323,39 +27540,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_offset,&__pyx_mstate_global->__pyx_n_u_size,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 455, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 463, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 455, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 463, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 455, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 463, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "refused", 0) < (0)) __PYX_ERR(0, 455, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "refused", 0) < (0)) __PYX_ERR(0, 463, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("refused", 1, 2, 2, i); __PYX_ERR(0, 455, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("refused", 1, 2, 2, i); __PYX_ERR(0, 463, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 455, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 463, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 455, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 463, __pyx_L3_error)
     }
-    __pyx_v_offset = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_offset == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 455, __pyx_L3_error)
-    __pyx_v_size = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_size == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 455, __pyx_L3_error)
+    __pyx_v_offset = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_offset == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 463, __pyx_L3_error)
+    __pyx_v_size = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_size == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 463, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("refused", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 455, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("refused", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 463, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -27366,7 +27583,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_offset, __pyx_v_size);
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_30refused(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_offset, __pyx_v_size);
 
   /* function exit code */
   for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
@@ -27378,7 +27595,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, uint64_t __pyx_v_size) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30refused(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_offset, uint64_t __pyx_v_size) {
   uint64_t __pyx_v_first;
   uint64_t __pyx_v_end;
   uint64_t __pyx_v_page;
@@ -27396,7 +27613,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("refused", 0);
 
-  /* "daxfs/daemon/twins.pyx":458
+  /* "daxfs/daemon/twins.pyx":466
  *         """A write-back is not stored, so the kernel keeps its pages."""
  *         global _now
  *         cdef uint64_t first = offset >> DX_PAGE_SHIFT, end = (offset + size + DX_PAGE - 1) >> DX_PAGE_SHIFT, page             # <<<<<<<<<<<<<<
@@ -27406,7 +27623,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
   __pyx_v_first = (__pyx_v_offset >> DX_PAGE_SHIFT);
   __pyx_v_end = ((((__pyx_v_offset + __pyx_v_size) + DX_PAGE) - 1) >> DX_PAGE_SHIFT);
 
-  /* "daxfs/daemon/twins.pyx":459
+  /* "daxfs/daemon/twins.pyx":467
  *         global _now
  *         cdef uint64_t first = offset >> DX_PAGE_SHIFT, end = (offset + size + DX_PAGE - 1) >> DX_PAGE_SHIFT, page
  *         _now += 1             # <<<<<<<<<<<<<<
@@ -27415,7 +27632,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
 */
   __pyx_v_5daxfs_6daemon_5twins__now = (__pyx_v_5daxfs_6daemon_5twins__now + 1);
 
-  /* "daxfs/daemon/twins.pyx":460
+  /* "daxfs/daemon/twins.pyx":468
  *         cdef uint64_t first = offset >> DX_PAGE_SHIFT, end = (offset + size + DX_PAGE - 1) >> DX_PAGE_SHIFT, page
  *         _now += 1
  *         for page in range(first, end):             # <<<<<<<<<<<<<<
@@ -27429,7 +27646,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
   for (__pyx_t_3 = __pyx_v_first; __pyx_t_3 < __pyx_t_2; __pyx_t_3+=1) {
     __pyx_v_page = __pyx_t_3;
 
-    /* "daxfs/daemon/twins.pyx":461
+    /* "daxfs/daemon/twins.pyx":469
  *         _now += 1
  *         for page in range(first, end):
  *             twin = self._twins.get(page)             # <<<<<<<<<<<<<<
@@ -27438,17 +27655,17 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
 */
     if (unlikely(__pyx_v_self->_twins == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-      __PYX_ERR(0, 461, __pyx_L1_error)
+      __PYX_ERR(0, 469, __pyx_L1_error)
     }
-    __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_page); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 461, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_page); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 469, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
-    __pyx_t_5 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_t_4, Py_None); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 461, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_t_4, Py_None); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 469, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     __Pyx_XDECREF_SET(__pyx_v_twin, __pyx_t_5);
     __pyx_t_5 = 0;
 
-    /* "daxfs/daemon/twins.pyx":462
+    /* "daxfs/daemon/twins.pyx":470
  *         for page in range(first, end):
  *             twin = self._twins.get(page)
  *             if twin is None:             # <<<<<<<<<<<<<<
@@ -27459,7 +27676,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
     if (__pyx_t_6) {
 
 
-      /* "daxfs/daemon/twins.pyx":463
+      /* "daxfs/daemon/twins.pyx":471
  *             twin = self._twins.get(page)
  *             if twin is None:
  *                 dx_pages_add(&self.p, page, page + 1)             # <<<<<<<<<<<<<<
@@ -27468,7 +27685,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
 */
       dx_pages_add((&__pyx_v_self->p), __pyx_v_page, (__pyx_v_page + 1));
 
-      /* "daxfs/daemon/twins.pyx":462
+      /* "daxfs/daemon/twins.pyx":470
  *         for page in range(first, end):
  *             twin = self._twins.get(page)
  *             if twin is None:             # <<<<<<<<<<<<<<
@@ -27478,7 +27695,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
       goto __pyx_L5;
     }
 
-    /* "daxfs/daemon/twins.pyx":465
+    /* "daxfs/daemon/twins.pyx":473
  *                 dx_pages_add(&self.p, page, page + 1)
  *             else:
  *                 (<_Twin>twin).handed = _now             # <<<<<<<<<<<<<<
@@ -27492,7 +27709,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
   }
 
 
-  /* "daxfs/daemon/twins.pyx":455
+  /* "daxfs/daemon/twins.pyx":463
  *             at += n
  * 
  *     def refused(self, uint64_t offset, uint64_t size):             # <<<<<<<<<<<<<<
@@ -27518,7 +27735,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":469
+/* "daxfs/daemon/twins.pyx":477
  *     # -- dropping --
  * 
  *     def begin_drop(self, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
@@ -27527,15 +27744,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_28refused(struct __pyx_ob
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_31begin_drop(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_33begin_drop(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_30begin_drop, "Pages of a range are about to be dropped, and those beside it that share its bits: what to drop, as (first, end, token)\n        for `end_drop`.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_31begin_drop(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_32begin_drop, "Pages of a range are about to be dropped, and those beside it that share its bits: what to drop, as (first, end, token)\n        for `end_drop`.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_33begin_drop(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -27566,39 +27783,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_first,&__pyx_mstate_global->__pyx_n_u_end,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 469, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 477, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 469, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 477, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 469, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 477, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "begin_drop", 0) < (0)) __PYX_ERR(0, 469, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "begin_drop", 0) < (0)) __PYX_ERR(0, 477, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("begin_drop", 1, 2, 2, i); __PYX_ERR(0, 469, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("begin_drop", 1, 2, 2, i); __PYX_ERR(0, 477, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 469, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 477, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 469, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 477, __pyx_L3_error)
     }
-    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 469, __pyx_L3_error)
-    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 469, __pyx_L3_error)
+    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 477, __pyx_L3_error)
+    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 477, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("begin_drop", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 469, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("begin_drop", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 477, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -27609,7 +27826,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_first, __pyx_v_end);
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_32begin_drop(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_first, __pyx_v_end);
 
   /* function exit code */
   for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
@@ -27621,7 +27838,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32begin_drop(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end) {
   uint64_t __pyx_v_grain;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
@@ -27637,7 +27854,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx
 
 
 
-  /* "daxfs/daemon/twins.pyx":472
+  /* "daxfs/daemon/twins.pyx":480
  *         """Pages of a range are about to be dropped, and those beside it that share its bits: what to drop, as (first, end, token)
  *         for `end_drop`."""
  *         cdef uint64_t grain = <uint64_t>1 << self.p.shift             # <<<<<<<<<<<<<<
@@ -27646,7 +27863,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx
 */
   __pyx_v_grain = (((uint64_t)1) << __pyx_v_self->p.shift);
 
-  /* "daxfs/daemon/twins.pyx":473
+  /* "daxfs/daemon/twins.pyx":481
  *         for `end_drop`."""
  *         cdef uint64_t grain = <uint64_t>1 << self.p.shift
  *         first -= first % grain             # <<<<<<<<<<<<<<
@@ -27655,7 +27872,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx
 */
   __pyx_v_first = (__pyx_v_first - (__pyx_v_first % __pyx_v_grain));
 
-  /* "daxfs/daemon/twins.pyx":474
+  /* "daxfs/daemon/twins.pyx":482
  *         cdef uint64_t grain = <uint64_t>1 << self.p.shift
  *         first -= first % grain
  *         end += (grain - end % grain) % grain             # <<<<<<<<<<<<<<
@@ -27664,7 +27881,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx
 */
   __pyx_v_end = (__pyx_v_end + ((__pyx_v_grain - (__pyx_v_end % __pyx_v_grain)) % __pyx_v_grain));
 
-  /* "daxfs/daemon/twins.pyx":475
+  /* "daxfs/daemon/twins.pyx":483
  *         first -= first % grain
  *         end += (grain - end % grain) % grain
  *         self.dropping.append((first, end, bool(dx_pages_any(&self.p, first, end))))             # <<<<<<<<<<<<<<
@@ -27673,30 +27890,30 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx
 */
   if (unlikely(__pyx_v_self->dropping == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "append");
-    __PYX_ERR(0, 475, __pyx_L1_error)
+    __PYX_ERR(0, 483, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 475, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 483, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 475, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 483, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_3 = __Pyx_PyBool_FromLong((!(!(dx_pages_any((&__pyx_v_self->p), __pyx_v_first, __pyx_v_end) != 0)))); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 475, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyBool_FromLong((!(!(dx_pages_any((&__pyx_v_self->p), __pyx_v_first, __pyx_v_end) != 0)))); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 483, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_4 = PyTuple_New(3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 475, __pyx_L1_error)
+  __pyx_t_4 = PyTuple_New(3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 483, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_GIVEREF(__pyx_t_1);
-  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_4, 0, __pyx_t_1) != (0)) __PYX_ERR(0, 475, __pyx_L1_error);
+  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_4, 0, __pyx_t_1) != (0)) __PYX_ERR(0, 483, __pyx_L1_error);
   __Pyx_GIVEREF(__pyx_t_2);
-  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_4, 1, __pyx_t_2) != (0)) __PYX_ERR(0, 475, __pyx_L1_error);
+  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_4, 1, __pyx_t_2) != (0)) __PYX_ERR(0, 483, __pyx_L1_error);
   __Pyx_GIVEREF(__pyx_t_3);
-  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_4, 2, __pyx_t_3) != (0)) __PYX_ERR(0, 475, __pyx_L1_error);
+  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_4, 2, __pyx_t_3) != (0)) __PYX_ERR(0, 483, __pyx_L1_error);
   __pyx_t_1 = 0;
   __pyx_t_2 = 0;
   __pyx_t_3 = 0;
-  __pyx_t_5 = __Pyx_PyList_Append(__pyx_v_self->dropping, __pyx_t_4); if (unlikely(__pyx_t_5 == ((int)-1))) __PYX_ERR(0, 475, __pyx_L1_error)
+  __pyx_t_5 = __Pyx_PyList_Append(__pyx_v_self->dropping, __pyx_t_4); if (unlikely(__pyx_t_5 == ((int)-1))) __PYX_ERR(0, 483, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
 
-  /* "daxfs/daemon/twins.pyx":476
+  /* "daxfs/daemon/twins.pyx":484
  *         end += (grain - end % grain) % grain
  *         self.dropping.append((first, end, bool(dx_pages_any(&self.p, first, end))))
  *         dx_pages_remove(&self.p, first, end)             # <<<<<<<<<<<<<<
@@ -27705,27 +27922,27 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx
 */
   dx_pages_remove((&__pyx_v_self->p), __pyx_v_first, __pyx_v_end);
 
-  /* "daxfs/daemon/twins.pyx":477
+  /* "daxfs/daemon/twins.pyx":485
  *         self.dropping.append((first, end, bool(dx_pages_any(&self.p, first, end))))
  *         dx_pages_remove(&self.p, first, end)
  *         return first, end, _now             # <<<<<<<<<<<<<<
  * 
  *     def end_drop(self, uint64_t first, uint64_t end, uint64_t began, bint dropped):
 */
-  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 477, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 485, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 477, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 485, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_5daxfs_6daemon_5twins__now); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 477, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_5daxfs_6daemon_5twins__now); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 485, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_1 = PyTuple_New(3); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 477, __pyx_L1_error)
+  __pyx_t_1 = PyTuple_New(3); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 485, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __Pyx_GIVEREF(__pyx_t_4);
-  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 0, __pyx_t_4) != (0)) __PYX_ERR(0, 477, __pyx_L1_error);
+  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 0, __pyx_t_4) != (0)) __PYX_ERR(0, 485, __pyx_L1_error);
   __Pyx_GIVEREF(__pyx_t_3);
-  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 1, __pyx_t_3) != (0)) __PYX_ERR(0, 477, __pyx_L1_error);
+  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 1, __pyx_t_3) != (0)) __PYX_ERR(0, 485, __pyx_L1_error);
   __Pyx_GIVEREF(__pyx_t_2);
-  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 2, __pyx_t_2) != (0)) __PYX_ERR(0, 477, __pyx_L1_error);
+  if (__Pyx_PyTuple_SET_ITEM(__pyx_t_1, 2, __pyx_t_2) != (0)) __PYX_ERR(0, 485, __pyx_L1_error);
   __pyx_t_4 = 0;
   __pyx_t_3 = 0;
   __pyx_t_2 = 0;
@@ -27740,7 +27957,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":469
+  /* "daxfs/daemon/twins.pyx":477
  *     # -- dropping --
  * 
  *     def begin_drop(self, uint64_t first, uint64_t end):             # <<<<<<<<<<<<<<
@@ -27765,7 +27982,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":479
+/* "daxfs/daemon/twins.pyx":487
  *         return first, end, _now
  * 
  *     def end_drop(self, uint64_t first, uint64_t end, uint64_t began, bint dropped):             # <<<<<<<<<<<<<<
@@ -27774,15 +27991,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_30begin_drop(struct __pyx
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_33end_drop(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_35end_drop(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_32end_drop, "The kernel has dropped them, so that all that it has of them it was handed since; or it has not.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_33end_drop(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_34end_drop, "The kernel has dropped them, so that all that it has of them it was handed since; or it has not.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_35end_drop(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -27815,53 +28032,53 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_first,&__pyx_mstate_global->__pyx_n_u_end,&__pyx_mstate_global->__pyx_n_u_began,&__pyx_mstate_global->__pyx_n_u_dropped,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 479, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 487, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 479, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 487, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 479, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 487, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 479, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 487, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 479, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 487, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "end_drop", 0) < (0)) __PYX_ERR(0, 479, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "end_drop", 0) < (0)) __PYX_ERR(0, 487, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 4; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("end_drop", 1, 4, 4, i); __PYX_ERR(0, 479, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("end_drop", 1, 4, 4, i); __PYX_ERR(0, 487, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 4)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 479, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 487, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 479, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 487, __pyx_L3_error)
       values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 479, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 487, __pyx_L3_error)
       values[3] = __Pyx_ArgRef_FASTCALL(__pyx_args, 3);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 479, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 487, __pyx_L3_error)
     }
-    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 479, __pyx_L3_error)
-    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 479, __pyx_L3_error)
-    __pyx_v_began = __Pyx_PyLong_As_uint64_t(values[2]); if (unlikely((__pyx_v_began == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 479, __pyx_L3_error)
-    __pyx_v_dropped = __Pyx_PyObject_IsTrue(values[3]); if (unlikely((__pyx_v_dropped == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 479, __pyx_L3_error)
+    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 487, __pyx_L3_error)
+    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 487, __pyx_L3_error)
+    __pyx_v_began = __Pyx_PyLong_As_uint64_t(values[2]); if (unlikely((__pyx_v_began == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 487, __pyx_L3_error)
+    __pyx_v_dropped = __Pyx_PyObject_IsTrue(values[3]); if (unlikely((__pyx_v_dropped == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 487, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("end_drop", 1, 4, 4, __pyx_nargs); __PYX_ERR(0, 479, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("end_drop", 1, 4, 4, __pyx_nargs); __PYX_ERR(0, 487, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -27872,7 +28089,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_first, __pyx_v_end, __pyx_v_began, __pyx_v_dropped);
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_34end_drop(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_first, __pyx_v_end, __pyx_v_began, __pyx_v_dropped);
 
   /* function exit code */
   for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
@@ -27886,7 +28103,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, uint64_t __pyx_v_began, int __pyx_v_dropped) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34end_drop(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, uint64_t __pyx_v_began, int __pyx_v_dropped) {
   PyObject *__pyx_v_pages = NULL;
   PyObject *__pyx_v_page = NULL;
   PyObject *__pyx_v_twin = NULL;
@@ -27910,7 +28127,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("end_drop", 0);
 
-  /* "daxfs/daemon/twins.pyx":481
+  /* "daxfs/daemon/twins.pyx":489
  *     def end_drop(self, uint64_t first, uint64_t end, uint64_t began, bint dropped):
  *         """The kernel has dropped them, so that all that it has of them it was handed since; or it has not."""
  *         self.dropping = [one for one in self.dropping if one[0] != first or one[1] != end]             # <<<<<<<<<<<<<<
@@ -27918,11 +28135,11 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
  *             dx_pages_add(&self.p, first, end)
 */
   { /* enter inner scope */
-    __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 481, __pyx_L5_error)
+    __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 489, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_1);
     if (unlikely(__pyx_v_self->dropping == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 481, __pyx_L5_error)
+      __PYX_ERR(0, 489, __pyx_L5_error)
     }
     __pyx_t_2 = __pyx_v_self->dropping; __Pyx_INCREF(__pyx_t_2);
     __pyx_t_3 = 0;
@@ -27930,21 +28147,21 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_2);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 481, __pyx_L5_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 489, __pyx_L5_error)
         #endif
         if (__pyx_t_3 >= __pyx_temp) break;
       }
       __pyx_t_4 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_2, __pyx_t_3, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_3;
-      if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 481, __pyx_L5_error)
+      if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 489, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_4);
       __Pyx_XDECREF_SET(__pyx_8genexpr5__pyx_v_one, __pyx_t_4);
       __pyx_t_4 = 0;
-      __pyx_t_4 = __Pyx_GetItemInt(__pyx_8genexpr5__pyx_v_one, 0, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 481, __pyx_L5_error)
+      __pyx_t_4 = __Pyx_GetItemInt(__pyx_8genexpr5__pyx_v_one, 0, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 489, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_4);
-      __pyx_t_6 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 481, __pyx_L5_error)
+      __pyx_t_6 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 489, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_6);
-      __pyx_t_7 = __Pyx_PyObject_CompareBoolNe_object_int(__pyx_t_4, __pyx_t_6, Py_NE); if (unlikely((__pyx_t_7 < 0))) __PYX_ERR(0, 481, __pyx_L5_error)
+      __pyx_t_7 = __Pyx_PyObject_CompareBoolNe_object_int(__pyx_t_4, __pyx_t_6, Py_NE); if (unlikely((__pyx_t_7 < 0))) __PYX_ERR(0, 489, __pyx_L5_error)
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
       if (!__pyx_t_7) {
@@ -27955,11 +28172,11 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
 
         goto __pyx_L9_bool_binop_done;
       }
-      __pyx_t_6 = __Pyx_GetItemInt(__pyx_8genexpr5__pyx_v_one, 1, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 481, __pyx_L5_error)
+      __pyx_t_6 = __Pyx_GetItemInt(__pyx_8genexpr5__pyx_v_one, 1, long, 1, __Pyx_PyLong_From_long, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 489, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_6);
-      __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 481, __pyx_L5_error)
+      __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 489, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_4);
-      __pyx_t_7 = __Pyx_PyObject_CompareBoolNe_object_int(__pyx_t_6, __pyx_t_4, Py_NE); if (unlikely((__pyx_t_7 < 0))) __PYX_ERR(0, 481, __pyx_L5_error)
+      __pyx_t_7 = __Pyx_PyObject_CompareBoolNe_object_int(__pyx_t_6, __pyx_t_4, Py_NE); if (unlikely((__pyx_t_7 < 0))) __PYX_ERR(0, 489, __pyx_L5_error)
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
@@ -27968,7 +28185,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
       __pyx_L9_bool_binop_done:;
       if (__pyx_t_5) {
 
-        if (unlikely(__Pyx_ListComp_Append(__pyx_t_1, __pyx_8genexpr5__pyx_v_one))) __PYX_ERR(0, 481, __pyx_L5_error)
+        if (unlikely(__Pyx_ListComp_Append(__pyx_t_1, __pyx_8genexpr5__pyx_v_one))) __PYX_ERR(0, 489, __pyx_L5_error)
       }
     }
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
@@ -27984,7 +28201,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
   __Pyx_DECREF_SET(__pyx_v_self->dropping, ((PyObject*)__pyx_t_1));
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":482
+  /* "daxfs/daemon/twins.pyx":490
  *         """The kernel has dropped them, so that all that it has of them it was handed since; or it has not."""
  *         self.dropping = [one for one in self.dropping if one[0] != first or one[1] != end]
  *         if not dropped:             # <<<<<<<<<<<<<<
@@ -27996,7 +28213,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
   if (__pyx_t_5) {
 
 
-    /* "daxfs/daemon/twins.pyx":483
+    /* "daxfs/daemon/twins.pyx":491
  *         self.dropping = [one for one in self.dropping if one[0] != first or one[1] != end]
  *         if not dropped:
  *             dx_pages_add(&self.p, first, end)             # <<<<<<<<<<<<<<
@@ -28005,7 +28222,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
 */
     dx_pages_add((&__pyx_v_self->p), __pyx_v_first, __pyx_v_end);
 
-    /* "daxfs/daemon/twins.pyx":482
+    /* "daxfs/daemon/twins.pyx":490
  *         """The kernel has dropped them, so that all that it has of them it was handed since; or it has not."""
  *         self.dropping = [one for one in self.dropping if one[0] != first or one[1] != end]
  *         if not dropped:             # <<<<<<<<<<<<<<
@@ -28014,7 +28231,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":484
+  /* "daxfs/daemon/twins.pyx":492
  *         if not dropped:
  *             dx_pages_add(&self.p, first, end)
  *         if not dropped or not self._twins:             # <<<<<<<<<<<<<<
@@ -28035,7 +28252,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
   else
   {
     Py_ssize_t __pyx_temp = __Pyx_PyDict_GET_SIZE(__pyx_v_self->_twins);
-    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 484, __pyx_L1_error)
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 492, __pyx_L1_error)
     __pyx_t_7 = (__pyx_temp != 0);
   }
 
@@ -28049,7 +28266,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
   if (__pyx_t_5) {
 
 
-    /* "daxfs/daemon/twins.pyx":485
+    /* "daxfs/daemon/twins.pyx":493
  *             dx_pages_add(&self.p, first, end)
  *         if not dropped or not self._twins:
  *             return             # <<<<<<<<<<<<<<
@@ -28066,7 +28283,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":484
+    /* "daxfs/daemon/twins.pyx":492
  *         if not dropped:
  *             dx_pages_add(&self.p, first, end)
  *         if not dropped or not self._twins:             # <<<<<<<<<<<<<<
@@ -28075,7 +28292,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":486
+  /* "daxfs/daemon/twins.pyx":494
  *         if not dropped or not self._twins:
  *             return
  *         pages = range(first, end) if end - first < <uint64_t>len(self._twins) else list(self._twins)             # <<<<<<<<<<<<<<
@@ -28086,18 +28303,18 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
   __Pyx_INCREF(__pyx_t_2);
   if (unlikely(__pyx_t_2 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 486, __pyx_L1_error)
+    __PYX_ERR(0, 494, __pyx_L1_error)
   }
-  __pyx_t_3 = PyDict_Size(__pyx_t_2); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 486, __pyx_L1_error)
+  __pyx_t_3 = PyDict_Size(__pyx_t_2); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 494, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   __pyx_t_5 = ((__pyx_v_end - __pyx_v_first) < ((uint64_t)__pyx_t_3));
 
 
   if (__pyx_t_5) {
     __pyx_t_4 = NULL;
-    __pyx_t_6 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 486, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 494, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
-    __pyx_t_9 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 486, __pyx_L1_error)
+    __pyx_t_9 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 494, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_9);
     __pyx_t_10 = 1;
     {
@@ -28106,13 +28323,13 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
       __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
       __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
-      if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 486, __pyx_L1_error)
+      if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 494, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_2);
     }
     __pyx_t_1 = __pyx_t_2;
     __pyx_t_2 = 0;
   } else {
-    __pyx_t_2 = PySequence_List(__pyx_v_self->_twins); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 486, __pyx_L1_error)
+    __pyx_t_2 = PySequence_List(__pyx_v_self->_twins); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 494, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
     __pyx_t_1 = __pyx_t_2;
     __pyx_t_2 = 0;
@@ -28121,7 +28338,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
   __pyx_v_pages = __pyx_t_1;
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":487
+  /* "daxfs/daemon/twins.pyx":495
  *             return
  *         pages = range(first, end) if end - first < <uint64_t>len(self._twins) else list(self._twins)
  *         for page in pages:             # <<<<<<<<<<<<<<
@@ -28133,9 +28350,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
     __pyx_t_3 = 0;
     __pyx_t_11 = NULL;
   } else {
-    __pyx_t_3 = -1; __pyx_t_1 = PyObject_GetIter(__pyx_v_pages); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 487, __pyx_L1_error)
+    __pyx_t_3 = -1; __pyx_t_1 = PyObject_GetIter(__pyx_v_pages); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 495, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
-    __pyx_t_11 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_1); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 487, __pyx_L1_error)
+    __pyx_t_11 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_1); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 495, __pyx_L1_error)
   }
   for (;;) {
     if (likely(!__pyx_t_11)) {
@@ -28143,7 +28360,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
         {
           Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
           #if !CYTHON_ASSUME_SAFE_SIZE
-          if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 487, __pyx_L1_error)
+          if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 495, __pyx_L1_error)
           #endif
           if (__pyx_t_3 >= __pyx_temp) break;
         }
@@ -28153,7 +28370,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
         {
           Py_ssize_t __pyx_temp = __Pyx_PyTuple_GET_SIZE(__pyx_t_1);
           #if !CYTHON_ASSUME_SAFE_SIZE
-          if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 487, __pyx_L1_error)
+          if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 495, __pyx_L1_error)
           #endif
           if (__pyx_t_3 >= __pyx_temp) break;
         }
@@ -28164,13 +28381,13 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
         #endif
         ++__pyx_t_3;
       }
-      if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 487, __pyx_L1_error)
+      if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 495, __pyx_L1_error)
     } else {
       __pyx_t_2 = __pyx_t_11(__pyx_t_1);
       if (unlikely(!__pyx_t_2)) {
         PyObject* exc_type = PyErr_Occurred();
         if (exc_type) {
-          if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(0, 487, __pyx_L1_error)
+          if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(0, 495, __pyx_L1_error)
           PyErr_Clear();
         }
         break;
@@ -28180,7 +28397,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
     __Pyx_XDECREF_SET(__pyx_v_page, __pyx_t_2);
     __pyx_t_2 = 0;
 
-    /* "daxfs/daemon/twins.pyx":488
+    /* "daxfs/daemon/twins.pyx":496
  *         pages = range(first, end) if end - first < <uint64_t>len(self._twins) else list(self._twins)
  *         for page in pages:
  *             twin = self._twins.get(page)             # <<<<<<<<<<<<<<
@@ -28189,14 +28406,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
 */
     if (unlikely(__pyx_v_self->_twins == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-      __PYX_ERR(0, 488, __pyx_L1_error)
+      __PYX_ERR(0, 496, __pyx_L1_error)
     }
-    __pyx_t_2 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_v_page, Py_None); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 488, __pyx_L1_error)
+    __pyx_t_2 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_v_page, Py_None); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 496, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
     __Pyx_XDECREF_SET(__pyx_v_twin, __pyx_t_2);
     __pyx_t_2 = 0;
 
-    /* "daxfs/daemon/twins.pyx":489
+    /* "daxfs/daemon/twins.pyx":497
  *         for page in pages:
  *             twin = self._twins.get(page)
  *             if twin is not None and first <= page < end and (<_Twin>twin).handed <= began:             # <<<<<<<<<<<<<<
@@ -28212,13 +28429,13 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
 
       goto __pyx_L20_bool_binop_done;
     }
-    __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 489, __pyx_L1_error)
+    __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 497, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
-    __pyx_t_8 = __Pyx_PyObject_CompareBoolLe_int_object(__pyx_t_2, __pyx_v_page, Py_LE); if (unlikely((__pyx_t_8 < 0))) __PYX_ERR(0, 489, __pyx_L1_error)
+    __pyx_t_8 = __Pyx_PyObject_CompareBoolLe_int_object(__pyx_t_2, __pyx_v_page, Py_LE); if (unlikely((__pyx_t_8 < 0))) __PYX_ERR(0, 497, __pyx_L1_error)
     if (__pyx_t_8) {
-      __pyx_t_9 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 489, __pyx_L1_error)
+      __pyx_t_9 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 497, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_9);
-      __pyx_t_8 = __Pyx_PyObject_CompareBoolLt_object_int(__pyx_v_page, __pyx_t_9, Py_LT); if (unlikely((__pyx_t_8 < 0))) __PYX_ERR(0, 489, __pyx_L1_error)
+      __pyx_t_8 = __Pyx_PyObject_CompareBoolLt_object_int(__pyx_v_page, __pyx_t_9, Py_LT); if (unlikely((__pyx_t_8 < 0))) __PYX_ERR(0, 497, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
     }
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
@@ -28239,17 +28456,17 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
     if (__pyx_t_5) {
 
 
-      /* "daxfs/daemon/twins.pyx":490
+      /* "daxfs/daemon/twins.pyx":498
  *             twin = self._twins.get(page)
  *             if twin is not None and first <= page < end and (<_Twin>twin).handed <= began:
  *                 self._remove(page)             # <<<<<<<<<<<<<<
  * 
  *     def ranges(self, uint64_t most):
 */
-      __pyx_t_12 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_remove(__pyx_v_self, __pyx_v_page); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 490, __pyx_L1_error)
+      __pyx_t_12 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_self->__pyx_vtab)->_remove(__pyx_v_self, __pyx_v_page); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 498, __pyx_L1_error)
 
 
-      /* "daxfs/daemon/twins.pyx":489
+      /* "daxfs/daemon/twins.pyx":497
  *         for page in pages:
  *             twin = self._twins.get(page)
  *             if twin is not None and first <= page < end and (<_Twin>twin).handed <= began:             # <<<<<<<<<<<<<<
@@ -28258,7 +28475,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":487
+    /* "daxfs/daemon/twins.pyx":495
  *             return
  *         pages = range(first, end) if end - first < <uint64_t>len(self._twins) else list(self._twins)
  *         for page in pages:             # <<<<<<<<<<<<<<
@@ -28268,7 +28485,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":479
+  /* "daxfs/daemon/twins.pyx":487
  *         return first, end, _now
  * 
  *     def end_drop(self, uint64_t first, uint64_t end, uint64_t began, bint dropped):             # <<<<<<<<<<<<<<
@@ -28297,7 +28514,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":492
+/* "daxfs/daemon/twins.pyx":500
  *                 self._remove(page)
  * 
  *     def ranges(self, uint64_t most):             # <<<<<<<<<<<<<<
@@ -28306,15 +28523,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_32end_drop(struct __pyx_o
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_35ranges(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_37ranges(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_34ranges, "The pages that have twins, as ranges of at most so many pages in order.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_35ranges(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_36ranges, "The pages that have twins, as ranges of at most so many pages in order.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_37ranges(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -28344,32 +28561,32 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_most,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 492, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 500, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 492, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 500, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "ranges", 0) < (0)) __PYX_ERR(0, 492, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "ranges", 0) < (0)) __PYX_ERR(0, 500, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 1; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("ranges", 1, 1, 1, i); __PYX_ERR(0, 492, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("ranges", 1, 1, 1, i); __PYX_ERR(0, 500, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 1)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 492, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 500, __pyx_L3_error)
     }
-    __pyx_v_most = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_most == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 492, __pyx_L3_error)
+    __pyx_v_most = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_most == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 500, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("ranges", 1, 1, 1, __pyx_nargs); __PYX_ERR(0, 492, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("ranges", 1, 1, 1, __pyx_nargs); __PYX_ERR(0, 500, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -28380,7 +28597,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_most);
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_36ranges(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_most);
 
   /* function exit code */
   for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
@@ -28391,7 +28608,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_most) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36ranges(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_most) {
   PyObject *__pyx_v_out = 0;
   uint64_t __pyx_v_page;
   uint64_t __pyx_v_first;
@@ -28413,19 +28630,19 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("ranges", 0);
 
-  /* "daxfs/daemon/twins.pyx":494
+  /* "daxfs/daemon/twins.pyx":502
  *     def ranges(self, uint64_t most):
  *         """The pages that have twins, as ranges of at most so many pages in order."""
  *         cdef list out = []             # <<<<<<<<<<<<<<
  *         cdef uint64_t page, first = 0, end = 0
  *         for page in sorted(self._twins):
 */
-  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 494, __pyx_L1_error)
+  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 502, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_v_out = ((PyObject*)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":495
+  /* "daxfs/daemon/twins.pyx":503
  *         """The pages that have twins, as ranges of at most so many pages in order."""
  *         cdef list out = []
  *         cdef uint64_t page, first = 0, end = 0             # <<<<<<<<<<<<<<
@@ -28435,7 +28652,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
   __pyx_v_first = 0;
   __pyx_v_end = 0;
 
-  /* "daxfs/daemon/twins.pyx":496
+  /* "daxfs/daemon/twins.pyx":504
  *         cdef list out = []
  *         cdef uint64_t page, first = 0, end = 0
  *         for page in sorted(self._twins):             # <<<<<<<<<<<<<<
@@ -28444,10 +28661,10 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
 */
   __pyx_t_1 = __pyx_v_self->_twins;
   __Pyx_INCREF(__pyx_t_1);
-  __pyx_t_2 = PySequence_List(__pyx_t_1); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 496, __pyx_L1_error)
+  __pyx_t_2 = PySequence_List(__pyx_t_1); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 504, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-  if (unlikely((PyList_Sort(__pyx_t_2) < 0))) __PYX_ERR(0, 496, __pyx_L1_error)
+  if (unlikely((PyList_Sort(__pyx_t_2) < 0))) __PYX_ERR(0, 504, __pyx_L1_error)
   __pyx_t_1 = __pyx_t_2; __Pyx_INCREF(__pyx_t_1);
   __pyx_t_3 = 0;
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
@@ -28455,19 +28672,19 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
     {
       Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
       #if !CYTHON_ASSUME_SAFE_SIZE
-      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 496, __pyx_L1_error)
+      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 504, __pyx_L1_error)
       #endif
       if (__pyx_t_3 >= __pyx_temp) break;
     }
     __pyx_t_2 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_1, __pyx_t_3, __Pyx_ReferenceSharing_OwnStrongReference);
     ++__pyx_t_3;
-    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 496, __pyx_L1_error)
+    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 504, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
-    __pyx_t_4 = __Pyx_PyLong_As_uint64_t(__pyx_t_2); if (unlikely((__pyx_t_4 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 496, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyLong_As_uint64_t(__pyx_t_2); if (unlikely((__pyx_t_4 == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 504, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
     __pyx_v_page = __pyx_t_4;
 
-    /* "daxfs/daemon/twins.pyx":497
+    /* "daxfs/daemon/twins.pyx":505
  *         cdef uint64_t page, first = 0, end = 0
  *         for page in sorted(self._twins):
  *             if page == end and page - first < most and end:             # <<<<<<<<<<<<<<
@@ -28503,7 +28720,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
     if (__pyx_t_5) {
 
 
-      /* "daxfs/daemon/twins.pyx":498
+      /* "daxfs/daemon/twins.pyx":506
  *         for page in sorted(self._twins):
  *             if page == end and page - first < most and end:
  *                 end += 1             # <<<<<<<<<<<<<<
@@ -28512,7 +28729,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
 */
       __pyx_v_end = (__pyx_v_end + 1);
 
-      /* "daxfs/daemon/twins.pyx":499
+      /* "daxfs/daemon/twins.pyx":507
  *             if page == end and page - first < most and end:
  *                 end += 1
  *                 continue             # <<<<<<<<<<<<<<
@@ -28521,7 +28738,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
 */
       goto __pyx_L3_continue;
 
-      /* "daxfs/daemon/twins.pyx":497
+      /* "daxfs/daemon/twins.pyx":505
  *         cdef uint64_t page, first = 0, end = 0
  *         for page in sorted(self._twins):
  *             if page == end and page - first < most and end:             # <<<<<<<<<<<<<<
@@ -28530,7 +28747,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":500
+    /* "daxfs/daemon/twins.pyx":508
  *                 end += 1
  *                 continue
  *             if end:             # <<<<<<<<<<<<<<
@@ -28542,30 +28759,30 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
     if (__pyx_t_5) {
 
 
-      /* "daxfs/daemon/twins.pyx":501
+      /* "daxfs/daemon/twins.pyx":509
  *                 continue
  *             if end:
  *                 out.append((first, end))             # <<<<<<<<<<<<<<
  *             first, end = page, page + 1
  *         if end:
 */
-      __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 501, __pyx_L1_error)
+      __pyx_t_2 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 509, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_2);
-      __pyx_t_7 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 501, __pyx_L1_error)
+      __pyx_t_7 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 509, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_7);
-      __pyx_t_8 = PyTuple_New(2); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 501, __pyx_L1_error)
+      __pyx_t_8 = PyTuple_New(2); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 509, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_8);
       __Pyx_GIVEREF(__pyx_t_2);
-      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 0, __pyx_t_2) != (0)) __PYX_ERR(0, 501, __pyx_L1_error);
+      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 0, __pyx_t_2) != (0)) __PYX_ERR(0, 509, __pyx_L1_error);
       __Pyx_GIVEREF(__pyx_t_7);
-      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 1, __pyx_t_7) != (0)) __PYX_ERR(0, 501, __pyx_L1_error);
+      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 1, __pyx_t_7) != (0)) __PYX_ERR(0, 509, __pyx_L1_error);
       __pyx_t_2 = 0;
       __pyx_t_7 = 0;
-      __pyx_t_9 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_8); if (unlikely(__pyx_t_9 == ((int)-1))) __PYX_ERR(0, 501, __pyx_L1_error)
+      __pyx_t_9 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_8); if (unlikely(__pyx_t_9 == ((int)-1))) __PYX_ERR(0, 509, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
 
 
-      /* "daxfs/daemon/twins.pyx":500
+      /* "daxfs/daemon/twins.pyx":508
  *                 end += 1
  *                 continue
  *             if end:             # <<<<<<<<<<<<<<
@@ -28574,7 +28791,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":502
+    /* "daxfs/daemon/twins.pyx":510
  *             if end:
  *                 out.append((first, end))
  *             first, end = page, page + 1             # <<<<<<<<<<<<<<
@@ -28588,7 +28805,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
     __pyx_v_first = __pyx_t_4;
     __pyx_v_end = __pyx_t_10;
 
-    /* "daxfs/daemon/twins.pyx":496
+    /* "daxfs/daemon/twins.pyx":504
  *         cdef list out = []
  *         cdef uint64_t page, first = 0, end = 0
  *         for page in sorted(self._twins):             # <<<<<<<<<<<<<<
@@ -28599,7 +28816,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":503
+  /* "daxfs/daemon/twins.pyx":511
  *                 out.append((first, end))
  *             first, end = page, page + 1
  *         if end:             # <<<<<<<<<<<<<<
@@ -28611,30 +28828,30 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
   if (__pyx_t_5) {
 
 
-    /* "daxfs/daemon/twins.pyx":504
+    /* "daxfs/daemon/twins.pyx":512
  *             first, end = page, page + 1
  *         if end:
  *             out.append((first, end))             # <<<<<<<<<<<<<<
  *         return out
  * 
 */
-    __pyx_t_1 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 504, __pyx_L1_error)
+    __pyx_t_1 = __Pyx_PyLong_From_uint64_t(__pyx_v_first); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 512, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
-    __pyx_t_8 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 504, __pyx_L1_error)
+    __pyx_t_8 = __Pyx_PyLong_From_uint64_t(__pyx_v_end); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 512, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_8);
-    __pyx_t_7 = PyTuple_New(2); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 504, __pyx_L1_error)
+    __pyx_t_7 = PyTuple_New(2); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 512, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_7);
     __Pyx_GIVEREF(__pyx_t_1);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, __pyx_t_1) != (0)) __PYX_ERR(0, 504, __pyx_L1_error);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, __pyx_t_1) != (0)) __PYX_ERR(0, 512, __pyx_L1_error);
     __Pyx_GIVEREF(__pyx_t_8);
-    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_8) != (0)) __PYX_ERR(0, 504, __pyx_L1_error);
+    if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_8) != (0)) __PYX_ERR(0, 512, __pyx_L1_error);
     __pyx_t_1 = 0;
     __pyx_t_8 = 0;
-    __pyx_t_9 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_7); if (unlikely(__pyx_t_9 == ((int)-1))) __PYX_ERR(0, 504, __pyx_L1_error)
+    __pyx_t_9 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_7); if (unlikely(__pyx_t_9 == ((int)-1))) __PYX_ERR(0, 512, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
 
 
-    /* "daxfs/daemon/twins.pyx":503
+    /* "daxfs/daemon/twins.pyx":511
  *                 out.append((first, end))
  *             first, end = page, page + 1
  *         if end:             # <<<<<<<<<<<<<<
@@ -28643,7 +28860,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":505
+  /* "daxfs/daemon/twins.pyx":513
  *         if end:
  *             out.append((first, end))
  *         return out             # <<<<<<<<<<<<<<
@@ -28661,7 +28878,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":492
+  /* "daxfs/daemon/twins.pyx":500
  *                 self._remove(page)
  * 
  *     def ranges(self, uint64_t most):             # <<<<<<<<<<<<<<
@@ -28687,7 +28904,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":507
+/* "daxfs/daemon/twins.pyx":515
  *         return out
  * 
  *     def stale(self, uint64_t first, uint64_t end, const uint8_t[::1] data, uint32_t patience):             # <<<<<<<<<<<<<<
@@ -28696,15 +28913,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_34ranges(struct __pyx_obj
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_37stale(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_39stale(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_36stale, "Compare pages of a range, as the kernel has them now, with their twins and blocks; `data` ends where the kernel has a gap.\n        Whether each page must be dropped: one side has changed, or neither has for `patience` looks. Fewer flags than pages:\n        the kernel does not have the next one.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_37stale(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_38stale, "Compare pages of a range, as the kernel has them now, with their twins and blocks; `data` ends where the kernel has a gap.\n        Whether each page must be dropped: one side has changed, or neither has for `patience` looks. Fewer flags than pages:\n        the kernel does not have the next one.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_39stale(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -28737,53 +28954,53 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_first,&__pyx_mstate_global->__pyx_n_u_end,&__pyx_mstate_global->__pyx_n_u_data,&__pyx_mstate_global->__pyx_n_u_patience,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 507, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 515, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 507, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 515, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 507, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 515, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 507, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 515, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 507, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 515, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "stale", 0) < (0)) __PYX_ERR(0, 507, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "stale", 0) < (0)) __PYX_ERR(0, 515, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 4; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("stale", 1, 4, 4, i); __PYX_ERR(0, 507, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("stale", 1, 4, 4, i); __PYX_ERR(0, 515, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 4)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 507, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 515, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 507, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 515, __pyx_L3_error)
       values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 507, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 515, __pyx_L3_error)
       values[3] = __Pyx_ArgRef_FASTCALL(__pyx_args, 3);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 507, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 515, __pyx_L3_error)
     }
-    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 507, __pyx_L3_error)
-    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 507, __pyx_L3_error)
-    __pyx_v_data = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(values[2], 0); if (unlikely(!__pyx_v_data.memview)) __PYX_ERR(0, 507, __pyx_L3_error)
-    __pyx_v_patience = __Pyx_PyLong_As_uint32_t(values[3]); if (unlikely((__pyx_v_patience == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 507, __pyx_L3_error)
+    __pyx_v_first = __Pyx_PyLong_As_uint64_t(values[0]); if (unlikely((__pyx_v_first == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 515, __pyx_L3_error)
+    __pyx_v_end = __Pyx_PyLong_As_uint64_t(values[1]); if (unlikely((__pyx_v_end == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 515, __pyx_L3_error)
+    __pyx_v_data = __Pyx_PyObject_to_MemoryviewSlice_dc_nn_uint8_t__const__(values[2], 0); if (unlikely(!__pyx_v_data.memview)) __PYX_ERR(0, 515, __pyx_L3_error)
+    __pyx_v_patience = __Pyx_PyLong_As_uint32_t(values[3]); if (unlikely((__pyx_v_patience == ((uint32_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 515, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("stale", 1, 4, 4, __pyx_nargs); __PYX_ERR(0, 507, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("stale", 1, 4, 4, __pyx_nargs); __PYX_ERR(0, 515, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -28795,7 +29012,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_first, __pyx_v_end, __pyx_v_data, __pyx_v_patience);
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_38stale(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v_first, __pyx_v_end, __pyx_v_data, __pyx_v_patience);
 
   /* function exit code */
   for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
@@ -28809,7 +29026,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, __Pyx_memviewslice __pyx_v_data, uint32_t __pyx_v_patience) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38stale(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, uint64_t __pyx_v_first, uint64_t __pyx_v_end, __Pyx_memviewslice __pyx_v_data, uint32_t __pyx_v_patience) {
   uint64_t __pyx_v_page;
   uint64_t __pyx_v_at;
   uint64_t __pyx_v_n;
@@ -28837,7 +29054,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("stale", 0);
 
-  /* "daxfs/daemon/twins.pyx":511
+  /* "daxfs/daemon/twins.pyx":519
  *         Whether each page must be dropped: one side has changed, or neither has for `patience` looks. Fewer flags than pages:
  *         the kernel does not have the next one."""
  *         cdef uint64_t page, at = 0, n, size = data.shape[0]             # <<<<<<<<<<<<<<
@@ -28847,7 +29064,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
   __pyx_v_at = 0;
   __pyx_v_size = (__pyx_v_data.shape[0]);
 
-  /* "daxfs/daemon/twins.pyx":512
+  /* "daxfs/daemon/twins.pyx":520
  *         the kernel does not have the next one."""
  *         cdef uint64_t page, at = 0, n, size = data.shape[0]
  *         cdef const dx_map *m = &self.map.m             # <<<<<<<<<<<<<<
@@ -28856,19 +29073,19 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
 */
   __pyx_v_m = (&__pyx_v_self->map->m);
 
-  /* "daxfs/daemon/twins.pyx":515
+  /* "daxfs/daemon/twins.pyx":523
  *         cdef const uint8_t *block
  *         cdef _Twin twin
  *         cdef list out = []             # <<<<<<<<<<<<<<
  *         for page in range(first, end):
  *             if page << DX_PAGE_SHIFT >= m.size:
 */
-  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 515, __pyx_L1_error)
+  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 523, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_v_out = ((PyObject*)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":516
+  /* "daxfs/daemon/twins.pyx":524
  *         cdef _Twin twin
  *         cdef list out = []
  *         for page in range(first, end):             # <<<<<<<<<<<<<<
@@ -28882,7 +29099,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
   for (__pyx_t_4 = __pyx_v_first; __pyx_t_4 < __pyx_t_3; __pyx_t_4+=1) {
     __pyx_v_page = __pyx_t_4;
 
-    /* "daxfs/daemon/twins.pyx":517
+    /* "daxfs/daemon/twins.pyx":525
  *         cdef list out = []
  *         for page in range(first, end):
  *             if page << DX_PAGE_SHIFT >= m.size:             # <<<<<<<<<<<<<<
@@ -28894,7 +29111,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
     if (__pyx_t_5) {
 
 
-      /* "daxfs/daemon/twins.pyx":518
+      /* "daxfs/daemon/twins.pyx":526
  *         for page in range(first, end):
  *             if page << DX_PAGE_SHIFT >= m.size:
  *                 break             # <<<<<<<<<<<<<<
@@ -28903,7 +29120,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
 */
       goto __pyx_L4_break;
 
-      /* "daxfs/daemon/twins.pyx":517
+      /* "daxfs/daemon/twins.pyx":525
  *         cdef list out = []
  *         for page in range(first, end):
  *             if page << DX_PAGE_SHIFT >= m.size:             # <<<<<<<<<<<<<<
@@ -28912,7 +29129,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":519
+    /* "daxfs/daemon/twins.pyx":527
  *             if page << DX_PAGE_SHIFT >= m.size:
  *                 break
  *             n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))             # <<<<<<<<<<<<<<
@@ -28936,7 +29153,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
     __pyx_v_n = __pyx_t_8;
 
 
-    /* "daxfs/daemon/twins.pyx":520
+    /* "daxfs/daemon/twins.pyx":528
  *                 break
  *             n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))
  *             if at + n > size:             # <<<<<<<<<<<<<<
@@ -28948,7 +29165,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
     if (__pyx_t_5) {
 
 
-      /* "daxfs/daemon/twins.pyx":521
+      /* "daxfs/daemon/twins.pyx":529
  *             n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))
  *             if at + n > size:
  *                 break             # <<<<<<<<<<<<<<
@@ -28957,7 +29174,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
 */
       goto __pyx_L4_break;
 
-      /* "daxfs/daemon/twins.pyx":520
+      /* "daxfs/daemon/twins.pyx":528
  *                 break
  *             n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))
  *             if at + n > size:             # <<<<<<<<<<<<<<
@@ -28966,7 +29183,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":522
+    /* "daxfs/daemon/twins.pyx":530
  *             if at + n > size:
  *                 break
  *             twin = self._twins.get(page)             # <<<<<<<<<<<<<<
@@ -28975,18 +29192,18 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
 */
     if (unlikely(__pyx_v_self->_twins == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-      __PYX_ERR(0, 522, __pyx_L1_error)
+      __PYX_ERR(0, 530, __pyx_L1_error)
     }
-    __pyx_t_1 = __Pyx_PyLong_From_uint64_t(__pyx_v_page); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 522, __pyx_L1_error)
+    __pyx_t_1 = __Pyx_PyLong_From_uint64_t(__pyx_v_page); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 530, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
-    __pyx_t_9 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_t_1, Py_None); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 522, __pyx_L1_error)
+    __pyx_t_9 = __Pyx_PyDict_GetItemDefault(__pyx_v_self->_twins, __pyx_t_1, Py_None); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 530, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_9);
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-    if (!(likely(((__pyx_t_9) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_9, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 522, __pyx_L1_error)
+    if (!(likely(((__pyx_t_9) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_9, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 530, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_twin, ((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_t_9));
     __pyx_t_9 = 0;
 
-    /* "daxfs/daemon/twins.pyx":523
+    /* "daxfs/daemon/twins.pyx":531
  *                 break
  *             twin = self._twins.get(page)
  *             if twin is None or twin.bytes == NULL:             # <<<<<<<<<<<<<<
@@ -29011,17 +29228,17 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
     if (__pyx_t_5) {
 
 
-      /* "daxfs/daemon/twins.pyx":524
+      /* "daxfs/daemon/twins.pyx":532
  *             twin = self._twins.get(page)
  *             if twin is None or twin.bytes == NULL:
  *                 out.append(True)             # <<<<<<<<<<<<<<
  *             else:
  *                 block = _block_at(m, page << DX_PAGE_SHIFT)
 */
-      __pyx_t_11 = __Pyx_PyList_Append(__pyx_v_out, Py_True); if (unlikely(__pyx_t_11 == ((int)-1))) __PYX_ERR(0, 524, __pyx_L1_error)
+      __pyx_t_11 = __Pyx_PyList_Append(__pyx_v_out, Py_True); if (unlikely(__pyx_t_11 == ((int)-1))) __PYX_ERR(0, 532, __pyx_L1_error)
 
 
-      /* "daxfs/daemon/twins.pyx":523
+      /* "daxfs/daemon/twins.pyx":531
  *                 break
  *             twin = self._twins.get(page)
  *             if twin is None or twin.bytes == NULL:             # <<<<<<<<<<<<<<
@@ -29031,7 +29248,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
       goto __pyx_L7;
     }
 
-    /* "daxfs/daemon/twins.pyx":526
+    /* "daxfs/daemon/twins.pyx":534
  *                 out.append(True)
  *             else:
  *                 block = _block_at(m, page << DX_PAGE_SHIFT)             # <<<<<<<<<<<<<<
@@ -29041,7 +29258,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
     /*else*/ {
       __pyx_v_block = __pyx_f_5daxfs_6daemon_5twins__block_at(__pyx_v_m, (__pyx_v_page << DX_PAGE_SHIFT));
 
-      /* "daxfs/daemon/twins.pyx":527
+      /* "daxfs/daemon/twins.pyx":535
  *             else:
  *                 block = _block_at(m, page << DX_PAGE_SHIFT)
  *                 twin.quiet += 1             # <<<<<<<<<<<<<<
@@ -29050,7 +29267,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
 */
       __pyx_v_twin->quiet = (__pyx_v_twin->quiet + 1);
 
-      /* "daxfs/daemon/twins.pyx":528
+      /* "daxfs/daemon/twins.pyx":536
  *                 block = _block_at(m, page << DX_PAGE_SHIFT)
  *                 twin.quiet += 1
  *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0             # <<<<<<<<<<<<<<
@@ -29062,7 +29279,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
       if (!__pyx_t_5) {
 
       } else {
-        __pyx_t_1 = __Pyx_PyBool_FromLong(__pyx_t_5); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 528, __pyx_L1_error)
+        __pyx_t_1 = __Pyx_PyBool_FromLong(__pyx_t_5); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 536, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
         __pyx_t_9 = __pyx_t_1;
         __pyx_t_1 = 0;
@@ -29070,7 +29287,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
         goto __pyx_L10_bool_binop_done;
       }
 
-      /* "daxfs/daemon/twins.pyx":529
+      /* "daxfs/daemon/twins.pyx":537
  *                 twin.quiet += 1
  *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0
  *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)             # <<<<<<<<<<<<<<
@@ -29079,7 +29296,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
 */
       __pyx_t_8 = __pyx_v_at;
 
-      /* "daxfs/daemon/twins.pyx":528
+      /* "daxfs/daemon/twins.pyx":536
  *                 block = _block_at(m, page << DX_PAGE_SHIFT)
  *                 twin.quiet += 1
  *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0             # <<<<<<<<<<<<<<
@@ -29091,7 +29308,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
       if (!__pyx_t_5) {
 
       } else {
-        __pyx_t_1 = __Pyx_PyBool_FromLong(__pyx_t_5); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 528, __pyx_L1_error)
+        __pyx_t_1 = __Pyx_PyBool_FromLong(__pyx_t_5); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 536, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
         __pyx_t_9 = __pyx_t_1;
         __pyx_t_1 = 0;
@@ -29099,7 +29316,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
         goto __pyx_L10_bool_binop_done;
       }
 
-      /* "daxfs/daemon/twins.pyx":529
+      /* "daxfs/daemon/twins.pyx":537
  *                 twin.quiet += 1
  *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0
  *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)             # <<<<<<<<<<<<<<
@@ -29119,27 +29336,27 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
       __pyx_t_5 = (memcmp(__pyx_t_12, __pyx_v_twin->bytes, __pyx_v_n) != 0);
 
 
-      __pyx_t_1 = __Pyx_PyBool_FromLong(__pyx_t_5); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 529, __pyx_L1_error)
+      __pyx_t_1 = __Pyx_PyBool_FromLong(__pyx_t_5); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 537, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
       __pyx_t_9 = __pyx_t_1;
       __pyx_t_1 = 0;
 
       __pyx_L10_bool_binop_done:;
 
-      /* "daxfs/daemon/twins.pyx":528
+      /* "daxfs/daemon/twins.pyx":536
  *                 block = _block_at(m, page << DX_PAGE_SHIFT)
  *                 twin.quiet += 1
  *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0             # <<<<<<<<<<<<<<
  *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)
  *             at += DX_PAGE
 */
-      __pyx_t_11 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_9); if (unlikely(__pyx_t_11 == ((int)-1))) __PYX_ERR(0, 528, __pyx_L1_error)
+      __pyx_t_11 = __Pyx_PyList_Append(__pyx_v_out, __pyx_t_9); if (unlikely(__pyx_t_11 == ((int)-1))) __PYX_ERR(0, 536, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
 
     }
     __pyx_L7:;
 
-    /* "daxfs/daemon/twins.pyx":530
+    /* "daxfs/daemon/twins.pyx":538
  *                 out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0
  *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)
  *             at += DX_PAGE             # <<<<<<<<<<<<<<
@@ -29151,7 +29368,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
   __pyx_L4_break:;
 
 
-  /* "daxfs/daemon/twins.pyx":531
+  /* "daxfs/daemon/twins.pyx":539
  *                            or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)
  *             at += DX_PAGE
  *         return out             # <<<<<<<<<<<<<<
@@ -29169,7 +29386,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":507
+  /* "daxfs/daemon/twins.pyx":515
  *         return out
  * 
  *     def stale(self, uint64_t first, uint64_t end, const uint8_t[::1] data, uint32_t patience):             # <<<<<<<<<<<<<<
@@ -29197,7 +29414,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":533
+/* "daxfs/daemon/twins.pyx":541
  *         return out
  * 
  *     def users(self):             # <<<<<<<<<<<<<<
@@ -29206,15 +29423,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_36stale(struct __pyx_obj_
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_39users(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_41users(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_38users, "The users who have twins here.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_39users(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_40users, "The users who have twins here.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_41users(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -29240,14 +29457,14 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   const Py_ssize_t __pyx_kwds_len = unlikely(__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
   if (unlikely(__pyx_kwds_len < 0)) return NULL;
   if (unlikely(__pyx_kwds_len > 0)) {__Pyx_RejectKeywords("users", __pyx_kwds); return NULL;}
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_40users(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
 
   /* function exit code */
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40users(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
   PyObject *__pyx_8genexpr6__pyx_v_twin = NULL;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
@@ -29264,7 +29481,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(struct __pyx_obj_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("users", 0);
 
-  /* "daxfs/daemon/twins.pyx":535
+  /* "daxfs/daemon/twins.pyx":543
  *     def users(self):
  *         """The users who have twins here."""
  *         return {(<_Twin>twin).uid for twin in self._twins.values() if (<_Twin>twin).bytes != NULL}             # <<<<<<<<<<<<<<
@@ -29272,14 +29489,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(struct __pyx_obj_
  *     def check(self):
 */
   { /* enter inner scope */
-    __pyx_t_1 = PySet_New(NULL); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 535, __pyx_L5_error)
+    __pyx_t_1 = PySet_New(NULL); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 543, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_1);
     __pyx_t_3 = 0;
     if (unlikely(__pyx_v_self->_twins == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "values");
-      __PYX_ERR(0, 535, __pyx_L5_error)
+      __PYX_ERR(0, 543, __pyx_L5_error)
     }
-    __pyx_t_6 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_values, (&__pyx_t_4), (&__pyx_t_5)); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 535, __pyx_L5_error)
+    __pyx_t_6 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_values, (&__pyx_t_4), (&__pyx_t_5)); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 543, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_6);
     __Pyx_XDECREF(__pyx_t_2);
     __pyx_t_2 = __pyx_t_6;
@@ -29287,7 +29504,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(struct __pyx_obj_
     while (1) {
       __pyx_t_7 = __Pyx_dict_iter_next(__pyx_t_2, __pyx_t_4, &__pyx_t_3, NULL, &__pyx_t_6, NULL, __pyx_t_5);
       if (unlikely(__pyx_t_7 == 0)) break;
-      if (unlikely(__pyx_t_7 == -1)) __PYX_ERR(0, 535, __pyx_L5_error)
+      if (unlikely(__pyx_t_7 == -1)) __PYX_ERR(0, 543, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_6);
       __Pyx_XDECREF_SET(__pyx_8genexpr6__pyx_v_twin, __pyx_t_6);
       __pyx_t_6 = 0;
@@ -29295,9 +29512,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(struct __pyx_obj_
 
       if (__pyx_t_8) {
 
-        __pyx_t_6 = __Pyx_PyLong_From_uint32_t(((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_8genexpr6__pyx_v_twin)->uid); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 535, __pyx_L5_error)
+        __pyx_t_6 = __Pyx_PyLong_From_uint32_t(((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_8genexpr6__pyx_v_twin)->uid); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 543, __pyx_L5_error)
         __Pyx_GOTREF(__pyx_t_6);
-        if (unlikely(PySet_Add(__pyx_t_1, __pyx_t_6))) __PYX_ERR(0, 535, __pyx_L5_error)
+        if (unlikely(PySet_Add(__pyx_t_1, __pyx_t_6))) __PYX_ERR(0, 543, __pyx_L5_error)
         __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
       }
     }
@@ -29320,7 +29537,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(struct __pyx_obj_
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":533
+  /* "daxfs/daemon/twins.pyx":541
  *         return out
  * 
  *     def users(self):             # <<<<<<<<<<<<<<
@@ -29342,7 +29559,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(struct __pyx_obj_
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":537
+/* "daxfs/daemon/twins.pyx":545
  *         return {(<_Twin>twin).uid for twin in self._twins.values() if (<_Twin>twin).bytes != NULL}
  * 
  *     def check(self):             # <<<<<<<<<<<<<<
@@ -29351,15 +29568,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_38users(struct __pyx_obj_
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_41check(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_43check(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_40check, "ValueError if the counts are wrong.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_41check(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_42check, "ValueError if the counts are wrong.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_43check(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -29385,14 +29602,14 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   const Py_ssize_t __pyx_kwds_len = unlikely(__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
   if (unlikely(__pyx_kwds_len < 0)) return NULL;
   if (unlikely(__pyx_kwds_len > 0)) {__Pyx_RejectKeywords("check", __pyx_kwds); return NULL;}
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_42check(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
 
   /* function exit code */
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42check(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
   struct __pyx_obj_5daxfs_6daemon_5twins__Twin *__pyx_v_twin = 0;
   PyObject *__pyx_v_page = NULL;
   PyObject *__pyx_r = NULL;
@@ -29419,7 +29636,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("check", 0);
 
-  /* "daxfs/daemon/twins.pyx":540
+  /* "daxfs/daemon/twins.pyx":548
  *         """ValueError if the counts are wrong."""
  *         cdef _Twin twin
  *         if self.p.twins != len(self._twins):             # <<<<<<<<<<<<<<
@@ -29430,9 +29647,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 540, __pyx_L1_error)
+    __PYX_ERR(0, 548, __pyx_L1_error)
   }
-  __pyx_t_2 = PyDict_Size(__pyx_t_1); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 540, __pyx_L1_error)
+  __pyx_t_2 = PyDict_Size(__pyx_t_1); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 548, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_t_3 = (__pyx_v_self->p.twins != __pyx_t_2);
 
@@ -29440,7 +29657,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
   if (unlikely(__pyx_t_3)) {
 
 
-    /* "daxfs/daemon/twins.pyx":541
+    /* "daxfs/daemon/twins.pyx":549
  *         cdef _Twin twin
  *         if self.p.twins != len(self._twins):
  *             raise ValueError(f"inode {self.inode.ino}: {len(self._twins)} twins, counted {self.p.twins}")             # <<<<<<<<<<<<<<
@@ -29448,23 +29665,23 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):
 */
     __pyx_t_4 = NULL;
-    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 541, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 549, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
-    __pyx_t_6 = __Pyx_PyObject_FormatSimple(__pyx_t_5, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 541, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PyObject_FormatSimple(__pyx_t_5, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 549, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
     __pyx_t_5 = __pyx_v_self->_twins;
     __Pyx_INCREF(__pyx_t_5);
     if (unlikely(__pyx_t_5 == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-      __PYX_ERR(0, 541, __pyx_L1_error)
+      __PYX_ERR(0, 549, __pyx_L1_error)
     }
-    __pyx_t_2 = PyDict_Size(__pyx_t_5); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 541, __pyx_L1_error)
+    __pyx_t_2 = PyDict_Size(__pyx_t_5); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 549, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-    __pyx_t_5 = __Pyx_PyUnicode_From_Py_ssize_t(__pyx_t_2, 0, ' ', 'd'); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 541, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyUnicode_From_Py_ssize_t(__pyx_t_2, 0, ' ', 'd'); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 549, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
 
-    __pyx_t_7 = __Pyx_PyUnicode_From_uint32_t(__pyx_v_self->p.twins, 0, ' ', 'd'); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 541, __pyx_L1_error)
+    __pyx_t_7 = __Pyx_PyUnicode_From_uint32_t(__pyx_v_self->p.twins, 0, ' ', 'd'); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 549, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_7);
     __pyx_t_8[0] = __pyx_mstate_global->__pyx_kp_u_inode_2;
     __pyx_t_8[1] = __pyx_t_6;
@@ -29481,7 +29698,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
     __pyx_t_9 |= __Pyx_PyUnicode_KIND_04(__pyx_t_8[1]);
     #endif
     __pyx_t_10 = __Pyx_PyUnicode_Join(__pyx_t_8, 6, __pyx_t_2, __pyx_t_9);
-    if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 541, __pyx_L1_error)
+    if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 549, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_10);
     __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
@@ -29492,14 +29709,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
       __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_ValueError)), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 541, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 549, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     __Pyx_Raise(__pyx_t_1, 0, 0, 0);
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-    __PYX_ERR(0, 541, __pyx_L1_error)
+    __PYX_ERR(0, 549, __pyx_L1_error)
 
-    /* "daxfs/daemon/twins.pyx":540
+    /* "daxfs/daemon/twins.pyx":548
  *         """ValueError if the counts are wrong."""
  *         cdef _Twin twin
  *         if self.p.twins != len(self._twins):             # <<<<<<<<<<<<<<
@@ -29508,7 +29725,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":542
+  /* "daxfs/daemon/twins.pyx":550
  *         if self.p.twins != len(self._twins):
  *             raise ValueError(f"inode {self.inode.ino}: {len(self._twins)} twins, counted {self.p.twins}")
  *         for page, twin in self._twins.items():             # <<<<<<<<<<<<<<
@@ -29518,9 +29735,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
   __pyx_t_2 = 0;
   if (unlikely(__pyx_v_self->_twins == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "items");
-    __PYX_ERR(0, 542, __pyx_L1_error)
+    __PYX_ERR(0, 550, __pyx_L1_error)
   }
-  __pyx_t_10 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_items, (&__pyx_t_12), (&__pyx_t_9)); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 542, __pyx_L1_error)
+  __pyx_t_10 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_items, (&__pyx_t_12), (&__pyx_t_9)); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 550, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_10);
   __Pyx_XDECREF(__pyx_t_1);
   __pyx_t_1 = __pyx_t_10;
@@ -29528,16 +29745,16 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
   while (1) {
     __pyx_t_13 = __Pyx_dict_iter_next(__pyx_t_1, __pyx_t_12, &__pyx_t_2, &__pyx_t_10, &__pyx_t_4, NULL, __pyx_t_9);
     if (unlikely(__pyx_t_13 == 0)) break;
-    if (unlikely(__pyx_t_13 == -1)) __PYX_ERR(0, 542, __pyx_L1_error)
+    if (unlikely(__pyx_t_13 == -1)) __PYX_ERR(0, 550, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_10);
     __Pyx_GOTREF(__pyx_t_4);
-    if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 542, __pyx_L1_error)
+    if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins__Twin))))) __PYX_ERR(0, 550, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_page, __pyx_t_10);
     __pyx_t_10 = 0;
     __Pyx_XDECREF_SET(__pyx_v_twin, ((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_t_4));
     __pyx_t_4 = 0;
 
-    /* "daxfs/daemon/twins.pyx":543
+    /* "daxfs/daemon/twins.pyx":551
  *             raise ValueError(f"inode {self.inode.ino}: {len(self._twins)} twins, counted {self.p.twins}")
  *         for page, twin in self._twins.items():
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):             # <<<<<<<<<<<<<<
@@ -29573,7 +29790,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
     if (unlikely(__pyx_t_3)) {
 
 
-      /* "daxfs/daemon/twins.pyx":544
+      /* "daxfs/daemon/twins.pyx":552
  *         for page, twin in self._twins.items():
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):
  *                 raise ValueError(f"inode {self.inode.ino}, page {page}: a twin of nothing")             # <<<<<<<<<<<<<<
@@ -29581,12 +29798,12 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
  *             raise ValueError(f"inode {self.inode.ino} is pinned, and its pages are handed out without twins")
 */
       __pyx_t_10 = NULL;
-      __pyx_t_7 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 544, __pyx_L1_error)
+      __pyx_t_7 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 552, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_7);
-      __pyx_t_5 = __Pyx_PyObject_FormatSimple(__pyx_t_7, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 544, __pyx_L1_error)
+      __pyx_t_5 = __Pyx_PyObject_FormatSimple(__pyx_t_7, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 552, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_5);
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-      __pyx_t_7 = __Pyx_PyObject_FormatSimple(__pyx_v_page, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 544, __pyx_L1_error)
+      __pyx_t_7 = __Pyx_PyObject_FormatSimple(__pyx_v_page, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 552, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_7);
       __pyx_t_15[0] = __pyx_mstate_global->__pyx_kp_u_inode_2;
       __pyx_t_15[1] = __pyx_t_5;
@@ -29602,7 +29819,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
       __pyx_t_13 |= __Pyx_PyUnicode_KIND_04(__pyx_t_15[1]) | __Pyx_PyUnicode_KIND_04(__pyx_t_15[3]);
       #endif
       __pyx_t_6 = __Pyx_PyUnicode_Join(__pyx_t_15, 5, __pyx_t_16, __pyx_t_13);
-      if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 544, __pyx_L1_error)
+      if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 552, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_6);
       __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
@@ -29612,14 +29829,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
         __pyx_t_4 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_ValueError)), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
         __Pyx_XDECREF(__pyx_t_10); __pyx_t_10 = 0;
         __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-        if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 544, __pyx_L1_error)
+        if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 552, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_4);
       }
       __Pyx_Raise(__pyx_t_4, 0, 0, 0);
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      __PYX_ERR(0, 544, __pyx_L1_error)
+      __PYX_ERR(0, 552, __pyx_L1_error)
 
-      /* "daxfs/daemon/twins.pyx":543
+      /* "daxfs/daemon/twins.pyx":551
  *             raise ValueError(f"inode {self.inode.ino}: {len(self._twins)} twins, counted {self.p.twins}")
  *         for page, twin in self._twins.items():
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):             # <<<<<<<<<<<<<<
@@ -29630,7 +29847,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "daxfs/daemon/twins.pyx":545
+  /* "daxfs/daemon/twins.pyx":553
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):
  *                 raise ValueError(f"inode {self.inode.ino}, page {page}: a twin of nothing")
  *         if self._pins.has_file(self.inode.ino) and not self.p.careful:             # <<<<<<<<<<<<<<
@@ -29639,7 +29856,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
 */
   __pyx_t_4 = __pyx_v_self->_pins;
   __Pyx_INCREF(__pyx_t_4);
-  __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 545, __pyx_L1_error)
+  __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 553, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_6);
   __pyx_t_11 = 0;
   {
@@ -29647,10 +29864,10 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
     __pyx_t_1 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_has_file, __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
     __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 545, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 553, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
   }
-  __pyx_t_14 = __Pyx_PyObject_IsTrue(__pyx_t_1); if (unlikely((__pyx_t_14 < 0))) __PYX_ERR(0, 545, __pyx_L1_error)
+  __pyx_t_14 = __Pyx_PyObject_IsTrue(__pyx_t_1); if (unlikely((__pyx_t_14 < 0))) __PYX_ERR(0, 553, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   if (__pyx_t_14) {
 
@@ -29669,7 +29886,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
   if (unlikely(__pyx_t_3)) {
 
 
-    /* "daxfs/daemon/twins.pyx":546
+    /* "daxfs/daemon/twins.pyx":554
  *                 raise ValueError(f"inode {self.inode.ino}, page {page}: a twin of nothing")
  *         if self._pins.has_file(self.inode.ino) and not self.p.careful:
  *             raise ValueError(f"inode {self.inode.ino} is pinned, and its pages are handed out without twins")             # <<<<<<<<<<<<<<
@@ -29677,9 +29894,9 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
  *     def with_bytes(self):
 */
     __pyx_t_6 = NULL;
-    __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 546, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->inode, __pyx_mstate_global->__pyx_n_u_ino); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 554, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
-    __pyx_t_10 = __Pyx_PyObject_FormatSimple(__pyx_t_4, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 546, __pyx_L1_error)
+    __pyx_t_10 = __Pyx_PyObject_FormatSimple(__pyx_t_4, __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 554, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_10);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     __pyx_t_17[0] = __pyx_mstate_global->__pyx_kp_u_inode_2;
@@ -29694,7 +29911,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
     __pyx_t_9 |= __Pyx_PyUnicode_KIND_04(__pyx_t_17[1]);
     #endif
     __pyx_t_4 = __Pyx_PyUnicode_Join(__pyx_t_17, 3, __pyx_t_12, __pyx_t_9);
-    if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 546, __pyx_L1_error)
+    if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 554, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
     __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
     __pyx_t_11 = 1;
@@ -29703,14 +29920,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
       __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_ValueError)), __pyx_callargs+__pyx_t_11, (2-__pyx_t_11) | (__pyx_t_11*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 546, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 554, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     __Pyx_Raise(__pyx_t_1, 0, 0, 0);
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-    __PYX_ERR(0, 546, __pyx_L1_error)
+    __PYX_ERR(0, 554, __pyx_L1_error)
 
-    /* "daxfs/daemon/twins.pyx":545
+    /* "daxfs/daemon/twins.pyx":553
  *             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):
  *                 raise ValueError(f"inode {self.inode.ino}, page {page}: a twin of nothing")
  *         if self._pins.has_file(self.inode.ino) and not self.p.careful:             # <<<<<<<<<<<<<<
@@ -29719,7 +29936,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":537
+  /* "daxfs/daemon/twins.pyx":545
  *         return {(<_Twin>twin).uid for twin in self._twins.values() if (<_Twin>twin).bytes != NULL}
  * 
  *     def check(self):             # <<<<<<<<<<<<<<
@@ -29747,7 +29964,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":548
+/* "daxfs/daemon/twins.pyx":556
  *             raise ValueError(f"inode {self.inode.ino} is pinned, and its pages are handed out without twins")
  * 
  *     def with_bytes(self):             # <<<<<<<<<<<<<<
@@ -29756,15 +29973,15 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_40check(struct __pyx_obj_
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_43with_bytes(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_45with_bytes(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_42with_bytes, "How many twins count in the budget.");
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_43with_bytes(PyObject *__pyx_v_self, 
+PyDoc_STRVAR(__pyx_doc_5daxfs_6daemon_5twins_5Pages_44with_bytes, "How many twins count in the budget.");
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_45with_bytes(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -29790,14 +30007,14 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   const Py_ssize_t __pyx_kwds_len = unlikely(__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
   if (unlikely(__pyx_kwds_len < 0)) return NULL;
   if (unlikely(__pyx_kwds_len > 0)) {__Pyx_RejectKeywords("with_bytes", __pyx_kwds); return NULL;}
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_42with_bytes(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_44with_bytes(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
 
   /* function exit code */
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42with_bytes(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_44with_bytes(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
   PyObject *__pyx_8genexpr7__pyx_v_twin = NULL;
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
@@ -29816,7 +30033,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42with_bytes(struct __pyx
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("with_bytes", 0);
 
-  /* "daxfs/daemon/twins.pyx":550
+  /* "daxfs/daemon/twins.pyx":558
  *     def with_bytes(self):
  *         """How many twins count in the budget."""
  *         return sum([(<_Twin>twin).bytes != NULL for twin in self._twins.values()])             # <<<<<<<<<<<<<<
@@ -29825,14 +30042,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42with_bytes(struct __pyx
 */
   __pyx_t_2 = NULL;
   { /* enter inner scope */
-    __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 550, __pyx_L5_error)
+    __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 558, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_3);
     __pyx_t_5 = 0;
     if (unlikely(__pyx_v_self->_twins == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "values");
-      __PYX_ERR(0, 550, __pyx_L5_error)
+      __PYX_ERR(0, 558, __pyx_L5_error)
     }
-    __pyx_t_8 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_values, (&__pyx_t_6), (&__pyx_t_7)); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 550, __pyx_L5_error)
+    __pyx_t_8 = __Pyx_dict_iterator(__pyx_v_self->_twins, 1, __pyx_mstate_global->__pyx_n_u_values, (&__pyx_t_6), (&__pyx_t_7)); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 558, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_8);
     __Pyx_XDECREF(__pyx_t_4);
     __pyx_t_4 = __pyx_t_8;
@@ -29840,14 +30057,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42with_bytes(struct __pyx
     while (1) {
       __pyx_t_9 = __Pyx_dict_iter_next(__pyx_t_4, __pyx_t_6, &__pyx_t_5, NULL, &__pyx_t_8, NULL, __pyx_t_7);
       if (unlikely(__pyx_t_9 == 0)) break;
-      if (unlikely(__pyx_t_9 == -1)) __PYX_ERR(0, 550, __pyx_L5_error)
+      if (unlikely(__pyx_t_9 == -1)) __PYX_ERR(0, 558, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_8);
       __Pyx_XDECREF_SET(__pyx_8genexpr7__pyx_v_twin, __pyx_t_8);
       __pyx_t_8 = 0;
-      __pyx_t_8 = __Pyx_PyBool_FromLong((((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_8genexpr7__pyx_v_twin)->bytes != NULL)); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 550, __pyx_L5_error)
+      __pyx_t_8 = __Pyx_PyBool_FromLong((((struct __pyx_obj_5daxfs_6daemon_5twins__Twin *)__pyx_8genexpr7__pyx_v_twin)->bytes != NULL)); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 558, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_8);
       __Pyx_GIVEREF(__pyx_t_8);
-      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_3, __pyx_t_8))) __PYX_ERR(0, 550, __pyx_L5_error)
+      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_3, __pyx_t_8))) __PYX_ERR(0, 558, __pyx_L5_error)
       __pyx_t_8 = 0;
     }
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
@@ -29864,7 +30081,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42with_bytes(struct __pyx
     __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_builtin_sum, __pyx_callargs+__pyx_t_10, (2-__pyx_t_10) | (__pyx_t_10*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_2); __pyx_t_2 = 0;
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 550, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 558, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
   }
   {
@@ -29878,7 +30095,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_42with_bytes(struct __pyx
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":548
+  /* "daxfs/daemon/twins.pyx":556
  *             raise ValueError(f"inode {self.inode.ino} is pinned, and its pages are handed out without twins")
  * 
  *     def with_bytes(self):             # <<<<<<<<<<<<<<
@@ -30043,14 +30260,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_8dropping___get__(struct 
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_45__reduce_cython__(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_47__reduce_cython__(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_45__reduce_cython__(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_47__reduce_cython__(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -30076,14 +30293,14 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   const Py_ssize_t __pyx_kwds_len = unlikely(__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
   if (unlikely(__pyx_kwds_len < 0)) return NULL;
   if (unlikely(__pyx_kwds_len > 0)) {__Pyx_RejectKeywords("__reduce_cython__", __pyx_kwds); return NULL;}
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_44__reduce_cython__(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_46__reduce_cython__(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self));
 
   /* function exit code */
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_44__reduce_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_46__reduce_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self) {
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   int __pyx_lineno = 0;
@@ -30123,14 +30340,14 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_44__reduce_cython__(CYTHO
 */
 
 /* Python wrapper */
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_47__setstate_cython__(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_49__setstate_cython__(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_47__setstate_cython__(PyObject *__pyx_v_self, 
+static PyObject *__pyx_pw_5daxfs_6daemon_5twins_5Pages_49__setstate_cython__(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
 PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 #else
@@ -30196,7 +30413,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_46__setstate_cython__(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v___pyx_state);
+  __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_5Pages_48__setstate_cython__(((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_v_self), __pyx_v___pyx_state);
 
   /* function exit code */
   for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
@@ -30206,7 +30423,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_46__setstate_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, CYTHON_UNUSED PyObject *__pyx_v___pyx_state) {
+static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_48__setstate_cython__(CYTHON_UNUSED struct __pyx_obj_5daxfs_6daemon_5twins_Pages *__pyx_v_self, CYTHON_UNUSED PyObject *__pyx_v___pyx_state) {
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   int __pyx_lineno = 0;
@@ -30238,7 +30455,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_5Pages_46__setstate_cython__(CYT
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":556
+/* "daxfs/daemon/twins.pyx":564
  * 
  * 
  * cdef int _read(const fuse_in_header *header, size_t length) except -1:             # <<<<<<<<<<<<<<
@@ -30269,7 +30486,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("_read", 0);
 
-  /* "daxfs/daemon/twins.pyx":558
+  /* "daxfs/daemon/twins.pyx":566
  * cdef int _read(const fuse_in_header *header, size_t length) except -1:
  *     """A READ for pages of a mapping or a splice."""
  *     cdef const fuse_read_in *arg = <const fuse_read_in *>(<const char *>header + HEADER)             # <<<<<<<<<<<<<<
@@ -30278,7 +30495,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   __pyx_v_arg = ((struct fuse_read_in const *)(((char const *)__pyx_v_header) + __pyx_e_5daxfs_6daemon_5twins_HEADER));
 
-  /* "daxfs/daemon/twins.pyx":560
+  /* "daxfs/daemon/twins.pyx":568
  *     cdef const fuse_read_in *arg = <const fuse_read_in *>(<const char *>header + HEADER)
  *     cdef Pages pages
  *     if length < HEADER + sizeof(fuse_read_in) or arg.read_flags & FUSE_READ_LOCKOWNER or arg.size > READ_MAX:             # <<<<<<<<<<<<<<
@@ -30314,7 +30531,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":561
+    /* "daxfs/daemon/twins.pyx":569
  *     cdef Pages pages
  *     if length < HEADER + sizeof(fuse_read_in) or arg.read_flags & FUSE_READ_LOCKOWNER or arg.size > READ_MAX:
  *         return 0             # <<<<<<<<<<<<<<
@@ -30327,7 +30544,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":560
+    /* "daxfs/daemon/twins.pyx":568
  *     cdef const fuse_read_in *arg = <const fuse_read_in *>(<const char *>header + HEADER)
  *     cdef Pages pages
  *     if length < HEADER + sizeof(fuse_read_in) or arg.read_flags & FUSE_READ_LOCKOWNER or arg.size > READ_MAX:             # <<<<<<<<<<<<<<
@@ -30336,7 +30553,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":562
+  /* "daxfs/daemon/twins.pyx":570
  *     if length < HEADER + sizeof(fuse_read_in) or arg.read_flags & FUSE_READ_LOCKOWNER or arg.size > READ_MAX:
  *         return 0
  *     pages = _files.get(header.nodeid)             # <<<<<<<<<<<<<<
@@ -30345,18 +30562,18 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   if (unlikely(__pyx_v_5daxfs_6daemon_5twins__files == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-    __PYX_ERR(0, 562, __pyx_L1_error)
+    __PYX_ERR(0, 570, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_header->nodeid); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 562, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_header->nodeid); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 570, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_4 = __Pyx_PyDict_GetItemDefault(__pyx_v_5daxfs_6daemon_5twins__files, __pyx_t_3, Py_None); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 562, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyDict_GetItemDefault(__pyx_v_5daxfs_6daemon_5twins__files, __pyx_t_3, Py_None); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 570, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-  if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 562, __pyx_L1_error)
+  if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 570, __pyx_L1_error)
   __pyx_v_pages = ((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_t_4);
   __pyx_t_4 = 0;
 
-  /* "daxfs/daemon/twins.pyx":563
+  /* "daxfs/daemon/twins.pyx":571
  *         return 0
  *     pages = _files.get(header.nodeid)
  *     if pages is None:             # <<<<<<<<<<<<<<
@@ -30367,22 +30584,22 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":564
+    /* "daxfs/daemon/twins.pyx":572
  *     pages = _files.get(header.nodeid)
  *     if pages is None:
  *         keep = held(arg.fh)             # <<<<<<<<<<<<<<
  *         if type(keep) is not OpenFile or not (<OpenFile>keep).inode.is_file:
  *             return 0
 */
-    __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_arg->fh); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 564, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_arg->fh); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 572, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
-    __pyx_t_3 = __pyx_f_5daxfs_6daemon_7session_held(__pyx_t_4); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 564, __pyx_L1_error)
+    __pyx_t_3 = __pyx_f_5daxfs_6daemon_7session_held(__pyx_t_4); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 572, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     __pyx_v_keep = __pyx_t_3;
     __pyx_t_3 = 0;
 
-    /* "daxfs/daemon/twins.pyx":565
+    /* "daxfs/daemon/twins.pyx":573
  *     if pages is None:
  *         keep = held(arg.fh)
  *         if type(keep) is not OpenFile or not (<OpenFile>keep).inode.is_file:             # <<<<<<<<<<<<<<
@@ -30398,9 +30615,9 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 
       goto __pyx_L9_bool_binop_done;
     }
-    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(((struct __pyx_obj_5daxfs_6daemon_8requests_OpenFile *)__pyx_v_keep)->inode, __pyx_mstate_global->__pyx_n_u_is_file); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 565, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(((struct __pyx_obj_5daxfs_6daemon_8requests_OpenFile *)__pyx_v_keep)->inode, __pyx_mstate_global->__pyx_n_u_is_file); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 573, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_2 = __Pyx_PyObject_IsTrue(__pyx_t_3); if (unlikely((__pyx_t_2 < 0))) __PYX_ERR(0, 565, __pyx_L1_error)
+    __pyx_t_2 = __Pyx_PyObject_IsTrue(__pyx_t_3); if (unlikely((__pyx_t_2 < 0))) __PYX_ERR(0, 573, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     __pyx_t_5 = (!__pyx_t_2);
 
@@ -30412,7 +30629,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     if (__pyx_t_1) {
 
 
-      /* "daxfs/daemon/twins.pyx":566
+      /* "daxfs/daemon/twins.pyx":574
  *         keep = held(arg.fh)
  *         if type(keep) is not OpenFile or not (<OpenFile>keep).inode.is_file:
  *             return 0             # <<<<<<<<<<<<<<
@@ -30425,7 +30642,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
       }
       goto __pyx_L0;
 
-      /* "daxfs/daemon/twins.pyx":565
+      /* "daxfs/daemon/twins.pyx":573
  *     if pages is None:
  *         keep = held(arg.fh)
  *         if type(keep) is not OpenFile or not (<OpenFile>keep).inode.is_file:             # <<<<<<<<<<<<<<
@@ -30434,7 +30651,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
     }
 
-    /* "daxfs/daemon/twins.pyx":567
+    /* "daxfs/daemon/twins.pyx":575
  *         if type(keep) is not OpenFile or not (<OpenFile>keep).inode.is_file:
  *             return 0
  *         pages = _make((<OpenFile>keep).inode)             # <<<<<<<<<<<<<<
@@ -30461,14 +30678,14 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
       __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_7, (2-__pyx_t_7) | (__pyx_t_7*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 567, __pyx_L1_error)
+      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 575, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
     }
-    if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 567, __pyx_L1_error)
+    if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 575, __pyx_L1_error)
     __Pyx_DECREF_SET(__pyx_v_pages, ((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_t_3));
     __pyx_t_3 = 0;
 
-    /* "daxfs/daemon/twins.pyx":563
+    /* "daxfs/daemon/twins.pyx":571
  *         return 0
  *     pages = _files.get(header.nodeid)
  *     if pages is None:             # <<<<<<<<<<<<<<
@@ -30477,7 +30694,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":568
+  /* "daxfs/daemon/twins.pyx":576
  *             return 0
  *         pages = _make((<OpenFile>keep).inode)
  *     if not pages.p.careful:             # <<<<<<<<<<<<<<
@@ -30489,7 +30706,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":569
+    /* "daxfs/daemon/twins.pyx":577
  *         pages = _make((<OpenFile>keep).inode)
  *     if not pages.p.careful:
  *         return try_hot(header, length)             # <<<<<<<<<<<<<<
@@ -30502,7 +30719,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":568
+    /* "daxfs/daemon/twins.pyx":576
  *             return 0
  *         pages = _make((<OpenFile>keep).inode)
  *     if not pages.p.careful:             # <<<<<<<<<<<<<<
@@ -30511,7 +30728,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":570
+  /* "daxfs/daemon/twins.pyx":578
  *     if not pages.p.careful:
  *         return try_hot(header, length)
  *     if not pages.map.m.hot & DX_HOT_READ:             # <<<<<<<<<<<<<<
@@ -30523,7 +30740,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":571
+    /* "daxfs/daemon/twins.pyx":579
  *         return try_hot(header, length)
  *     if not pages.map.m.hot & DX_HOT_READ:
  *         return 0             # <<<<<<<<<<<<<<
@@ -30536,7 +30753,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":570
+    /* "daxfs/daemon/twins.pyx":578
  *     if not pages.p.careful:
  *         return try_hot(header, length)
  *     if not pages.map.m.hot & DX_HOT_READ:             # <<<<<<<<<<<<<<
@@ -30545,7 +30762,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":572
+  /* "daxfs/daemon/twins.pyx":580
  *     if not pages.map.m.hot & DX_HOT_READ:
  *         return 0
  *     data = pages.fill(arg.offset, arg.size, header.uid)             # <<<<<<<<<<<<<<
@@ -30554,11 +30771,11 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   __pyx_t_6 = ((PyObject *)__pyx_v_pages);
   __Pyx_INCREF(__pyx_t_6);
-  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_arg->offset); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 572, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_arg->offset); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 580, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  __pyx_t_8 = __Pyx_PyLong_From_uint32_t(__pyx_v_arg->size); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 572, __pyx_L1_error)
+  __pyx_t_8 = __Pyx_PyLong_From_uint32_t(__pyx_v_arg->size); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 580, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_8);
-  __pyx_t_9 = __Pyx_PyLong_From_uint32_t(__pyx_v_header->uid); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 572, __pyx_L1_error)
+  __pyx_t_9 = __Pyx_PyLong_From_uint32_t(__pyx_v_header->uid); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 580, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_9);
   __pyx_t_7 = 0;
   {
@@ -30568,13 +30785,13 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
     __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 572, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 580, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
   }
   __pyx_v_data = __pyx_t_3;
   __pyx_t_3 = 0;
 
-  /* "daxfs/daemon/twins.pyx":573
+  /* "daxfs/daemon/twins.pyx":581
  *         return 0
  *     data = pages.fill(arg.offset, arg.size, header.uid)
  *     if data is None:             # <<<<<<<<<<<<<<
@@ -30585,7 +30802,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":574
+    /* "daxfs/daemon/twins.pyx":582
  *     data = pages.fill(arg.offset, arg.size, header.uid)
  *     if data is None:
  *         return 0             # <<<<<<<<<<<<<<
@@ -30598,7 +30815,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":573
+    /* "daxfs/daemon/twins.pyx":581
  *         return 0
  *     data = pages.fill(arg.offset, arg.size, header.uid)
  *     if data is None:             # <<<<<<<<<<<<<<
@@ -30607,7 +30824,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":575
+  /* "daxfs/daemon/twins.pyx":583
  *     if data is None:
  *         return 0
  *     note_read(&pages.map.m, arg.flags)             # <<<<<<<<<<<<<<
@@ -30616,19 +30833,19 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
 */
   __pyx_f_5daxfs_6daemon_7session_note_read((&__pyx_v_pages->map->m), __pyx_v_arg->flags);
 
-  /* "daxfs/daemon/twins.pyx":576
+  /* "daxfs/daemon/twins.pyx":584
  *         return 0
  *     note_read(&pages.map.m, arg.flags)
  *     answer(header.unique, PyBytes_AS_STRING(data), <size_t>len(data))             # <<<<<<<<<<<<<<
  *     return 1
  * 
 */
-  __pyx_t_10 = PyObject_Length(__pyx_v_data); if (unlikely(__pyx_t_10 == ((Py_ssize_t)-1))) __PYX_ERR(0, 576, __pyx_L1_error)
-  __pyx_t_11 = __pyx_f_5daxfs_6daemon_7session_answer(__pyx_v_header->unique, PyBytes_AS_STRING(__pyx_v_data), ((size_t)__pyx_t_10)); if (unlikely(__pyx_t_11 == ((int)-1))) __PYX_ERR(0, 576, __pyx_L1_error)
+  __pyx_t_10 = PyObject_Length(__pyx_v_data); if (unlikely(__pyx_t_10 == ((Py_ssize_t)-1))) __PYX_ERR(0, 584, __pyx_L1_error)
+  __pyx_t_11 = __pyx_f_5daxfs_6daemon_7session_answer(__pyx_v_header->unique, PyBytes_AS_STRING(__pyx_v_data), ((size_t)__pyx_t_10)); if (unlikely(__pyx_t_11 == ((int)-1))) __PYX_ERR(0, 584, __pyx_L1_error)
 
 
 
-  /* "daxfs/daemon/twins.pyx":577
+  /* "daxfs/daemon/twins.pyx":585
  *     note_read(&pages.map.m, arg.flags)
  *     answer(header.unique, PyBytes_AS_STRING(data), <size_t>len(data))
  *     return 1             # <<<<<<<<<<<<<<
@@ -30641,7 +30858,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":556
+  /* "daxfs/daemon/twins.pyx":564
  * 
  * 
  * cdef int _read(const fuse_in_header *header, size_t length) except -1:             # <<<<<<<<<<<<<<
@@ -30668,7 +30885,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__read(struct fuse_in_header const *__py
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":580
+/* "daxfs/daemon/twins.pyx":588
  * 
  * 
  * cdef int _write(const fuse_in_header *header, size_t length) except -1:             # <<<<<<<<<<<<<<
@@ -30692,7 +30909,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("_write", 0);
 
-  /* "daxfs/daemon/twins.pyx":582
+  /* "daxfs/daemon/twins.pyx":590
  * cdef int _write(const fuse_in_header *header, size_t length) except -1:
  *     """A write-back of pages of which some have twins."""
  *     cdef const fuse_write_in *arg = <const fuse_write_in *>(<const char *>header + HEADER)             # <<<<<<<<<<<<<<
@@ -30701,7 +30918,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   __pyx_v_arg = ((struct fuse_write_in const *)(((char const *)__pyx_v_header) + __pyx_e_5daxfs_6daemon_5twins_HEADER));
 
-  /* "daxfs/daemon/twins.pyx":583
+  /* "daxfs/daemon/twins.pyx":591
  *     """A write-back of pages of which some have twins."""
  *     cdef const fuse_write_in *arg = <const fuse_write_in *>(<const char *>header + HEADER)
  *     cdef size_t head = HEADER + _WRITE_IN             # <<<<<<<<<<<<<<
@@ -30710,7 +30927,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   __pyx_v_head = (__pyx_e_5daxfs_6daemon_5twins_HEADER + __pyx_e_5daxfs_6daemon_5twins__WRITE_IN);
 
-  /* "daxfs/daemon/twins.pyx":585
+  /* "daxfs/daemon/twins.pyx":593
  *     cdef size_t head = HEADER + _WRITE_IN
  *     cdef Pages pages
  *     if length < head or not arg.write_flags & FUSE_WRITE_CACHE or arg.size > length - head:             # <<<<<<<<<<<<<<
@@ -30746,7 +30963,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":586
+    /* "daxfs/daemon/twins.pyx":594
  *     cdef Pages pages
  *     if length < head or not arg.write_flags & FUSE_WRITE_CACHE or arg.size > length - head:
  *         return 0             # <<<<<<<<<<<<<<
@@ -30759,7 +30976,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":585
+    /* "daxfs/daemon/twins.pyx":593
  *     cdef size_t head = HEADER + _WRITE_IN
  *     cdef Pages pages
  *     if length < head or not arg.write_flags & FUSE_WRITE_CACHE or arg.size > length - head:             # <<<<<<<<<<<<<<
@@ -30768,7 +30985,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":587
+  /* "daxfs/daemon/twins.pyx":595
  *     if length < head or not arg.write_flags & FUSE_WRITE_CACHE or arg.size > length - head:
  *         return 0
  *     pages = _files.get(header.nodeid)             # <<<<<<<<<<<<<<
@@ -30777,18 +30994,18 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   if (unlikely(__pyx_v_5daxfs_6daemon_5twins__files == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-    __PYX_ERR(0, 587, __pyx_L1_error)
+    __PYX_ERR(0, 595, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_header->nodeid); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 587, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyLong_From_uint64_t(__pyx_v_header->nodeid); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 595, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_4 = __Pyx_PyDict_GetItemDefault(__pyx_v_5daxfs_6daemon_5twins__files, __pyx_t_3, Py_None); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 587, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyDict_GetItemDefault(__pyx_v_5daxfs_6daemon_5twins__files, __pyx_t_3, Py_None); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 595, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-  if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 587, __pyx_L1_error)
+  if (!(likely(((__pyx_t_4) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_4, __pyx_mstate_global->__pyx_ptype_5daxfs_6daemon_5twins_Pages))))) __PYX_ERR(0, 595, __pyx_L1_error)
   __pyx_v_pages = ((struct __pyx_obj_5daxfs_6daemon_5twins_Pages *)__pyx_t_4);
   __pyx_t_4 = 0;
 
-  /* "daxfs/daemon/twins.pyx":588
+  /* "daxfs/daemon/twins.pyx":596
  *         return 0
  *     pages = _files.get(header.nodeid)
  *     if pages is None or not pages.p.twins or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:             # <<<<<<<<<<<<<<
@@ -30833,7 +31050,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":589
+    /* "daxfs/daemon/twins.pyx":597
  *     pages = _files.get(header.nodeid)
  *     if pages is None or not pages.p.twins or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:
  *         return 0             # <<<<<<<<<<<<<<
@@ -30846,7 +31063,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":588
+    /* "daxfs/daemon/twins.pyx":596
  *         return 0
  *     pages = _files.get(header.nodeid)
  *     if pages is None or not pages.p.twins or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:             # <<<<<<<<<<<<<<
@@ -30855,12 +31072,12 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":590
+  /* "daxfs/daemon/twins.pyx":598
  *     if pages is None or not pages.p.twins or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:
  *         return 0
  *     if not arg.size or not pages._in_place(arg.offset, arg.size):             # <<<<<<<<<<<<<<
  *         return 0
- *     pages.take_back(arg.offset, <const uint8_t *>header + head, arg.size)
+ *     pages._store(arg.offset, <const uint8_t *>header + head, arg.size)
 */
   __pyx_t_2 = (!(__pyx_v_arg->size != 0));
 
@@ -30881,11 +31098,11 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   if (__pyx_t_1) {
 
 
-    /* "daxfs/daemon/twins.pyx":591
+    /* "daxfs/daemon/twins.pyx":599
  *         return 0
  *     if not arg.size or not pages._in_place(arg.offset, arg.size):
  *         return 0             # <<<<<<<<<<<<<<
- *     pages.take_back(arg.offset, <const uint8_t *>header + head, arg.size)
+ *     pages._store(arg.offset, <const uint8_t *>header + head, arg.size)
  *     end_write(header, &pages.map.m)
 */
     {
@@ -30894,36 +31111,36 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
     }
     goto __pyx_L0;
 
-    /* "daxfs/daemon/twins.pyx":590
+    /* "daxfs/daemon/twins.pyx":598
  *     if pages is None or not pages.p.twins or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:
  *         return 0
  *     if not arg.size or not pages._in_place(arg.offset, arg.size):             # <<<<<<<<<<<<<<
  *         return 0
- *     pages.take_back(arg.offset, <const uint8_t *>header + head, arg.size)
+ *     pages._store(arg.offset, <const uint8_t *>header + head, arg.size)
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":592
+  /* "daxfs/daemon/twins.pyx":600
  *     if not arg.size or not pages._in_place(arg.offset, arg.size):
  *         return 0
- *     pages.take_back(arg.offset, <const uint8_t *>header + head, arg.size)             # <<<<<<<<<<<<<<
+ *     pages._store(arg.offset, <const uint8_t *>header + head, arg.size)             # <<<<<<<<<<<<<<
  *     end_write(header, &pages.map.m)
  *     return 1
 */
-  __pyx_t_5 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_pages->__pyx_vtab)->take_back(__pyx_v_pages, __pyx_v_arg->offset, (((uint8_t const *)__pyx_v_header) + __pyx_v_head), __pyx_v_arg->size); if (unlikely(__pyx_t_5 == ((int)-1))) __PYX_ERR(0, 592, __pyx_L1_error)
+  __pyx_t_5 = ((struct __pyx_vtabstruct_5daxfs_6daemon_5twins_Pages *)__pyx_v_pages->__pyx_vtab)->_store(__pyx_v_pages, __pyx_v_arg->offset, (((uint8_t const *)__pyx_v_header) + __pyx_v_head), __pyx_v_arg->size); if (unlikely(__pyx_t_5 == ((int)-1))) __PYX_ERR(0, 600, __pyx_L1_error)
 
 
-  /* "daxfs/daemon/twins.pyx":593
+  /* "daxfs/daemon/twins.pyx":601
  *         return 0
- *     pages.take_back(arg.offset, <const uint8_t *>header + head, arg.size)
+ *     pages._store(arg.offset, <const uint8_t *>header + head, arg.size)
  *     end_write(header, &pages.map.m)             # <<<<<<<<<<<<<<
  *     return 1
  * 
 */
   __pyx_f_5daxfs_6daemon_7session_end_write(__pyx_v_header, (&__pyx_v_pages->map->m));
 
-  /* "daxfs/daemon/twins.pyx":594
- *     pages.take_back(arg.offset, <const uint8_t *>header + head, arg.size)
+  /* "daxfs/daemon/twins.pyx":602
+ *     pages._store(arg.offset, <const uint8_t *>header + head, arg.size)
  *     end_write(header, &pages.map.m)
  *     return 1             # <<<<<<<<<<<<<<
  * 
@@ -30935,7 +31152,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   }
   goto __pyx_L0;
 
-  /* "daxfs/daemon/twins.pyx":580
+  /* "daxfs/daemon/twins.pyx":588
  * 
  * 
  * cdef int _write(const fuse_in_header *header, size_t length) except -1:             # <<<<<<<<<<<<<<
@@ -30958,7 +31175,7 @@ static int __pyx_f_5daxfs_6daemon_5twins__write(struct fuse_in_header const *__p
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":603
+/* "daxfs/daemon/twins.pyx":611
  * 
  * 
  * def install(dict files, make, *, bint quick, bint off=False):             # <<<<<<<<<<<<<<
@@ -31009,45 +31226,45 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_files,&__pyx_mstate_global->__pyx_n_u_make,&__pyx_mstate_global->__pyx_n_u_quick,&__pyx_mstate_global->__pyx_n_u_off,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 603, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 611, __pyx_L3_error)
     if (likely(__pyx_kwds_len > 0)) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 603, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 611, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 603, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 611, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "install", 0) < (0)) __PYX_ERR(0, 603, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "install", 0) < (0)) __PYX_ERR(0, 611, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("install", 1, 2, 2, i); __PYX_ERR(0, 603, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("install", 1, 2, 2, i); __PYX_ERR(0, 611, __pyx_L3_error) }
       }
       for (Py_ssize_t i = 2; i < 3; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseKeywordRequired("install", *(__pyx_pyargnames[i - 0])); __PYX_ERR(0, 603, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseKeywordRequired("install", *(__pyx_pyargnames[i - 0])); __PYX_ERR(0, 611, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
-      __Pyx_RaiseKeywordRequired("install", __pyx_mstate_global->__pyx_n_u_quick); __PYX_ERR(0, 603, __pyx_L3_error)
+      __Pyx_RaiseKeywordRequired("install", __pyx_mstate_global->__pyx_n_u_quick); __PYX_ERR(0, 611, __pyx_L3_error)
     }
     __pyx_v_files = ((PyObject*)values[0]);
     __pyx_v_make = values[1];
-    __pyx_v_quick = __Pyx_PyObject_IsTrue(values[2]); if (unlikely((__pyx_v_quick == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 603, __pyx_L3_error)
+    __pyx_v_quick = __Pyx_PyObject_IsTrue(values[2]); if (unlikely((__pyx_v_quick == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 611, __pyx_L3_error)
     if (values[3]) {
-      __pyx_v_off = __Pyx_PyObject_IsTrue(values[3]); if (unlikely((__pyx_v_off == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 603, __pyx_L3_error)
+      __pyx_v_off = __Pyx_PyObject_IsTrue(values[3]); if (unlikely((__pyx_v_off == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 611, __pyx_L3_error)
     } else {
       __pyx_v_off = ((int)0);
     }
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("install", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 603, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("install", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 611, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -31058,7 +31275,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_files), (&PyDict_Type), 1, "files", 1))) __PYX_ERR(0, 603, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_files), (&PyDict_Type), 1, "files", 1))) __PYX_ERR(0, 611, __pyx_L1_error)
   __pyx_r = __pyx_pf_5daxfs_6daemon_5twins_install(__pyx_self, __pyx_v_files, __pyx_v_make, __pyx_v_quick, __pyx_v_off);
 
   /* function exit code */
@@ -31094,7 +31311,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("install", 0);
 
-  /* "daxfs/daemon/twins.pyx":607
+  /* "daxfs/daemon/twins.pyx":615
  *     no twins, so that bytes are lost (for tests that must see it)."""
  *     global _files, _make, _OFF
  *     _files, _make, _OFF = files, make, off             # <<<<<<<<<<<<<<
@@ -31117,7 +31334,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
   __pyx_t_2 = 0;
   __pyx_v_5daxfs_6daemon_5twins__OFF = __pyx_t_3;
 
-  /* "daxfs/daemon/twins.pyx":608
+  /* "daxfs/daemon/twins.pyx":616
  *     global _files, _make, _OFF
  *     _files, _make, _OFF = files, make, off
  *     keep_pages(True)             # <<<<<<<<<<<<<<
@@ -31126,7 +31343,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
 */
   __pyx_f_5daxfs_6daemon_7session_keep_pages(1);
 
-  /* "daxfs/daemon/twins.pyx":609
+  /* "daxfs/daemon/twins.pyx":617
  *     _files, _make, _OFF = files, make, off
  *     keep_pages(True)
  *     remove()             # <<<<<<<<<<<<<<
@@ -31134,7 +31351,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
  *         set_quick(FUSE_READ, _read)
 */
   __pyx_t_1 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_remove); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 609, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_remove); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 617, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __pyx_t_5 = 1;
   #if CYTHON_UNPACK_METHODS
@@ -31153,12 +31370,12 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
     __pyx_t_2 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_4, __pyx_callargs+__pyx_t_5, (1-__pyx_t_5) | (__pyx_t_5*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_1); __pyx_t_1 = 0;
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 609, __pyx_L1_error)
+    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 617, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
   }
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "daxfs/daemon/twins.pyx":610
+  /* "daxfs/daemon/twins.pyx":618
  *     keep_pages(True)
  *     remove()
  *     if quick:             # <<<<<<<<<<<<<<
@@ -31167,27 +31384,27 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
 */
   if (__pyx_v_quick) {
 
-    /* "daxfs/daemon/twins.pyx":611
+    /* "daxfs/daemon/twins.pyx":619
  *     remove()
  *     if quick:
  *         set_quick(FUSE_READ, _read)             # <<<<<<<<<<<<<<
  *         set_quick(FUSE_WRITE, _write)
  * 
 */
-    __pyx_t_6 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_READ, __pyx_f_5daxfs_6daemon_5twins__read); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 611, __pyx_L1_error)
+    __pyx_t_6 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_READ, __pyx_f_5daxfs_6daemon_5twins__read); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 619, __pyx_L1_error)
 
 
-    /* "daxfs/daemon/twins.pyx":612
+    /* "daxfs/daemon/twins.pyx":620
  *     if quick:
  *         set_quick(FUSE_READ, _read)
  *         set_quick(FUSE_WRITE, _write)             # <<<<<<<<<<<<<<
  * 
  * 
 */
-    __pyx_t_6 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_WRITE, __pyx_f_5daxfs_6daemon_5twins__write); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 612, __pyx_L1_error)
+    __pyx_t_6 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_WRITE, __pyx_f_5daxfs_6daemon_5twins__write); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 620, __pyx_L1_error)
 
 
-    /* "daxfs/daemon/twins.pyx":610
+    /* "daxfs/daemon/twins.pyx":618
  *     keep_pages(True)
  *     remove()
  *     if quick:             # <<<<<<<<<<<<<<
@@ -31196,7 +31413,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
 */
   }
 
-  /* "daxfs/daemon/twins.pyx":603
+  /* "daxfs/daemon/twins.pyx":611
  * 
  * 
  * def install(dict files, make, *, bint quick, bint off=False):             # <<<<<<<<<<<<<<
@@ -31219,7 +31436,7 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_install(CYTHON_UNUSED PyObject *
   return __pyx_r;
 }
 
-/* "daxfs/daemon/twins.pyx":615
+/* "daxfs/daemon/twins.pyx":623
  * 
  * 
  * def remove():             # <<<<<<<<<<<<<<
@@ -31253,24 +31470,24 @@ static PyObject *__pyx_pf_5daxfs_6daemon_5twins_2remove(CYTHON_UNUSED PyObject *
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("remove", 0);
 
-  /* "daxfs/daemon/twins.pyx":617
+  /* "daxfs/daemon/twins.pyx":625
  * def remove():
  *     """The device is gone: Python answers everything from now on."""
  *     set_quick(FUSE_READ, NULL)             # <<<<<<<<<<<<<<
  *     set_quick(FUSE_WRITE, NULL)
 */
-  __pyx_t_1 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_READ, NULL); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 617, __pyx_L1_error)
+  __pyx_t_1 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_READ, NULL); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 625, __pyx_L1_error)
 
 
-  /* "daxfs/daemon/twins.pyx":618
+  /* "daxfs/daemon/twins.pyx":626
  *     """The device is gone: Python answers everything from now on."""
  *     set_quick(FUSE_READ, NULL)
  *     set_quick(FUSE_WRITE, NULL)             # <<<<<<<<<<<<<<
 */
-  __pyx_t_1 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_WRITE, NULL); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 618, __pyx_L1_error)
+  __pyx_t_1 = __pyx_f_5daxfs_6daemon_7session_set_quick(FUSE_WRITE, NULL); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 626, __pyx_L1_error)
 
 
-  /* "daxfs/daemon/twins.pyx":615
+  /* "daxfs/daemon/twins.pyx":623
  * 
  * 
  * def remove():             # <<<<<<<<<<<<<<
@@ -32513,18 +32730,19 @@ static PyMethodDef __pyx_methods_5daxfs_6daemon_5twins_Pages[] = {
   {"fill", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_19fill, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_18fill},
   {"snapshot", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_21snapshot, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_20snapshot},
   {"mask", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_23mask, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_22mask},
-  {"pieces", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_25pieces, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_24pieces},
-  {"written", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_27written, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_26written},
-  {"refused", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_29refused, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_28refused},
-  {"begin_drop", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_31begin_drop, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_30begin_drop},
-  {"end_drop", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_33end_drop, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_32end_drop},
-  {"ranges", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_35ranges, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_34ranges},
-  {"stale", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_37stale, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_36stale},
-  {"users", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_39users, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_38users},
-  {"check", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_41check, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_40check},
-  {"with_bytes", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_43with_bytes, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_42with_bytes},
-  {"__reduce_cython__", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_45__reduce_cython__, __Pyx_METH_FASTCALL|METH_KEYWORDS, 0},
-  {"__setstate_cython__", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_47__setstate_cython__, __Pyx_METH_FASTCALL|METH_KEYWORDS, 0},
+  {"take_back", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_25take_back, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_24take_back},
+  {"pieces", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_27pieces, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_26pieces},
+  {"written", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_29written, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_28written},
+  {"refused", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_31refused, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_30refused},
+  {"begin_drop", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_33begin_drop, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_32begin_drop},
+  {"end_drop", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_35end_drop, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_34end_drop},
+  {"ranges", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_37ranges, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_36ranges},
+  {"stale", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_39stale, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_38stale},
+  {"users", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_41users, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_40users},
+  {"check", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_43check, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_42check},
+  {"with_bytes", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_45with_bytes, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_5daxfs_6daemon_5twins_5Pages_44with_bytes},
+  {"__reduce_cython__", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_47__reduce_cython__, __Pyx_METH_FASTCALL|METH_KEYWORDS, 0},
+  {"__setstate_cython__", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_5daxfs_6daemon_5twins_5Pages_49__setstate_cython__, __Pyx_METH_FASTCALL|METH_KEYWORDS, 0},
   {0, 0, 0, 0}
 };
 
@@ -33903,7 +34121,7 @@ static int __Pyx_modinit_Exttype___pyx_obj_5daxfs_6daemon_5twins_Pages(__pyx_mst
   __pyx_vtable_5daxfs_6daemon_5twins_Pages._remove = (int (*)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, PyObject *))__pyx_f_5daxfs_6daemon_5twins_5Pages__remove;
   __pyx_vtable_5daxfs_6daemon_5twins_Pages._new = (struct __pyx_obj_5daxfs_6daemon_5twins__Twin *(*)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, PyObject *, int, uint32_t))__pyx_f_5daxfs_6daemon_5twins_5Pages__new;
   __pyx_vtable_5daxfs_6daemon_5twins_Pages._in_place = (int (*)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, uint64_t, uint64_t))__pyx_f_5daxfs_6daemon_5twins_5Pages__in_place;
-  __pyx_vtable_5daxfs_6daemon_5twins_Pages.take_back = (int (*)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, uint64_t, uint8_t const *, uint64_t))__pyx_f_5daxfs_6daemon_5twins_5Pages_take_back;
+  __pyx_vtable_5daxfs_6daemon_5twins_Pages._store = (int (*)(struct __pyx_obj_5daxfs_6daemon_5twins_Pages *, uint64_t, uint8_t const *, uint64_t))__pyx_f_5daxfs_6daemon_5twins_5Pages__store;
   #if CYTHON_USE_TYPE_SPECS
   __pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_5daxfs_6daemon_5twins_Pages_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_5daxfs_6daemon_5twins_Pages)) __PYX_ERR(0, 170, __pyx_L1_error)
   #else
@@ -35085,7 +35303,7 @@ __Pyx_RefNannySetupContext("PyInit_twins", 0);
   __Pyx_DECREF_SET(__pyx_v_5daxfs_6daemon_5twins__make, Py_None);
   __Pyx_GIVEREF(Py_None);
 
-  /* "daxfs/daemon/twins.pyx":600
+  /* "daxfs/daemon/twins.pyx":608
  *     _WRITE_IN = 40  # bytes of struct fuse_write_in
  * 
  * cdef bint _OFF = False             # <<<<<<<<<<<<<<
@@ -35094,28 +35312,28 @@ __Pyx_RefNannySetupContext("PyInit_twins", 0);
 */
   __pyx_v_5daxfs_6daemon_5twins__OFF = 0;
 
-  /* "daxfs/daemon/twins.pyx":603
+  /* "daxfs/daemon/twins.pyx":611
  * 
  * 
  * def install(dict files, make, *, bint quick, bint off=False):             # <<<<<<<<<<<<<<
  *     """`files`: the Pages of the mount by inode, `make(inode)` gives a new one. `quick`: what can be answered compiled is. `off`:
  *     no twins, so that bytes are lost (for tests that must see it)."""
 */
-  __pyx_t_4 = PyCFunction_NewEx(&__pyx_mdef_5daxfs_6daemon_5twins_1install, NULL, __pyx_mstate_global->__pyx_n_u_daxfs_daemon_twins); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 603, __pyx_L1_error)
+  __pyx_t_4 = PyCFunction_NewEx(&__pyx_mdef_5daxfs_6daemon_5twins_1install, NULL, __pyx_mstate_global->__pyx_n_u_daxfs_daemon_twins); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 611, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_install, __pyx_t_4) < (0)) __PYX_ERR(0, 603, __pyx_L1_error)
+  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_install, __pyx_t_4) < (0)) __PYX_ERR(0, 611, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
-  /* "daxfs/daemon/twins.pyx":615
+  /* "daxfs/daemon/twins.pyx":623
  * 
  * 
  * def remove():             # <<<<<<<<<<<<<<
  *     """The device is gone: Python answers everything from now on."""
  *     set_quick(FUSE_READ, NULL)
 */
-  __pyx_t_4 = PyCFunction_NewEx(&__pyx_mdef_5daxfs_6daemon_5twins_3remove, NULL, __pyx_mstate_global->__pyx_n_u_daxfs_daemon_twins); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 615, __pyx_L1_error)
+  __pyx_t_4 = PyCFunction_NewEx(&__pyx_mdef_5daxfs_6daemon_5twins_3remove, NULL, __pyx_mstate_global->__pyx_n_u_daxfs_daemon_twins); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 623, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_remove, __pyx_t_4) < (0)) __PYX_ERR(0, 615, __pyx_L1_error)
+  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_remove, __pyx_t_4) < (0)) __PYX_ERR(0, 623, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
   /* "(tree fragment)":4
@@ -35191,7 +35409,7 @@ static int __Pyx_InitCachedBuiltins(__pyx_mstatetype *__pyx_mstate) {
   int __pyx_clineno = 0;
   CYTHON_UNUSED_VAR(__pyx_mstate);
   __pyx_builtin_any = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_any); if (!__pyx_builtin_any) __PYX_ERR(0, 223, __pyx_L1_error)
-  __pyx_builtin_sum = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_sum); if (!__pyx_builtin_sum) __PYX_ERR(0, 550, __pyx_L1_error)
+  __pyx_builtin_sum = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_sum); if (!__pyx_builtin_sum) __PYX_ERR(0, 558, __pyx_L1_error)
   __pyx_builtin___import__ = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_import); if (!__pyx_builtin___import__) __PYX_ERR(1, 119, __pyx_L1_error)
   __pyx_builtin_enumerate = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_enumerate); if (!__pyx_builtin_enumerate) __PYX_ERR(1, 175, __pyx_L1_error)
   __pyx_builtin_Ellipsis = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_Ellipsis); if (!__pyx_builtin_Ellipsis) __PYX_ERR(1, 436, __pyx_L1_error)
@@ -44046,6 +44264,18 @@ static CYTHON_INLINE PyObject* __Pyx_PyLong_From_long(long value) {
     }
 }
 
+/* CheckUnpickleChecksum */
+static int __Pyx_CheckUnpickleChecksum(long checksum, long checksum1, long checksum2, long checksum3, const char *members) {
+    int found = 0;
+    found |= checksum1 == checksum;
+    found |= checksum2 == checksum;
+    found |= checksum3 == checksum;
+    if (likely(found))
+        return 0;
+    __Pyx_RaiseUnpickleChecksumError(checksum, checksum1, checksum2, checksum3, members);
+    return -1;
+}
+
 /* CIntToPy */
 static CYTHON_INLINE PyObject* __Pyx_PyLong_From_uint8_t(uint8_t value) {
 #ifdef __Pyx_HAS_GCC_DIAGNOSTIC
@@ -44123,18 +44353,6 @@ static CYTHON_INLINE PyObject* __Pyx_PyLong_From_uint8_t(uint8_t value) {
         return result;
 #endif
     }
-}
-
-/* CheckUnpickleChecksum */
-static int __Pyx_CheckUnpickleChecksum(long checksum, long checksum1, long checksum2, long checksum3, const char *members) {
-    int found = 0;
-    found |= checksum1 == checksum;
-    found |= checksum2 == checksum;
-    found |= checksum3 == checksum;
-    if (likely(found))
-        return 0;
-    __Pyx_RaiseUnpickleChecksumError(checksum, checksum1, checksum2, checksum3, members);
-    return -1;
 }
 
 /* CIntToPy */

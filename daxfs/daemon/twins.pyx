@@ -378,7 +378,15 @@ cdef class Pages:
             e = dx_next(m, &li, &i)
         return True
 
-    cdef int take_back(self, uint64_t offset, const uint8_t *data, uint64_t size) except -1:
+    def take_back(self, uint64_t offset, const uint8_t[::1] data):
+        """Store and flush a write-back, if all of it is over written blocks within the file; else nothing is done. A fence, and
+        the times, are the caller's."""
+        if data.shape[0] == 0 or not self._in_place(offset, data.shape[0]):
+            return False
+        self._store(offset, &data[0], data.shape[0])
+        return True
+
+    cdef int _store(self, uint64_t offset, const uint8_t *data, uint64_t size) except -1:
         """A write-back of a range that is `_in_place`."""
         cdef uint64_t at, n, within
         cdef _Twin twin
@@ -589,7 +597,7 @@ cdef int _write(const fuse_in_header *header, size_t length) except -1:
         return 0
     if not arg.size or not pages._in_place(arg.offset, arg.size):
         return 0
-    pages.take_back(arg.offset, <const uint8_t *>header + head, arg.size)
+    pages._store(arg.offset, <const uint8_t *>header + head, arg.size)
     end_write(header, &pages.map.m)
     return 1
 
