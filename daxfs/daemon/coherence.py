@@ -7,25 +7,26 @@ and no byte of either is lost; twins.pyx keeps apart what the kernel has and wha
 Owns the `Pages` of all files, the drops that are under way, and the task that bounds the age of pages.
 
 When pages are dropped
-- Before a pin or registration is granted: those of its range that have no twin. Pages that are handed out meanwhile have one.
-- Every `coherence_ms`: all that have twins. A holder sees a store, and a mapping sees the device, within that time. When a pass
-  costs more than a twentieth of one CPU the passes become rarer; `daxfs info` shows the real period.
+- Before a pin or registration is granted: those of its range that have no twin. Pages handed out meanwhile have one.
+- Every `coherence_ms`: those with twins that an application or a device has changed since. So a holder sees a store, and a
+  mapping sees the device, within that time. When a pass costs more than a twentieth of one CPU the passes become rarer;
+  `daxfs info` shows the real period.
 - When the device wrote (UNPIN_DIRTY), when the last pin of a file is gone, and when twins need the room.
 - Before SEEK_DATA and SEEK_HOLE look at blocks, and before a copy reads its source: the kernel does not write back first.
-- Around a change of blocks that the kernel does not know of, or drops pages for only afterwards (punch, copy, our own ioctls).
+- Around a change of blocks of which the kernel hears nothing, or too late (punch, copy, our own ioctls).
 - The page of the old end, when a file grows.
 
 Rules
 - A drop waits in the kernel for write-back, so a thread does it, and requests are served meanwhile.
-- While the kernel waits for the answer to a truncate(2) it holds all write-back of the file back. So nothing that a truncate may
-  wait for waits for a drop then: a pin that finds pages takes twins of the blocks as they are (Kara's deadlock of 2017 would
-  be back), and passes leave the file out. The kernel itself drops all pages when the size has changed.
+- While the kernel waits for the answer to a truncate(2) it holds all write-back of the file back. So nothing that a truncate
+  may wait for waits for a drop then: a pin that finds pages takes twins of the blocks as they are (Kara's deadlock of 2017
+  would be back), and passes leave the file out. The kernel itself drops all pages when the size has changed.
 - A user who has no room for more twins waits alone, until pages of the same user are dropped. Only pages that are being
   dropped, or whose file's size is being changed, may pass the bound: nothing else would end that wait.
 
-What cannot be had: of a byte that an application and a device both write one is kept, and a store of the value that was there
-is not seen as a store. A page that the kernel itself holds (an O_DIRECT read into the mapping) is detached by a drop, and what
-comes later goes nowhere; such buffers belong into `Pin.map`.
+What cannot be had: of a byte that an application and a device both write one is kept, and a store of the value that was
+there is not seen as a store. A page that the kernel itself holds (an O_DIRECT read into the mapping) is detached by a drop,
+and what comes later goes nowhere; such buffers belong into `Pin.map`.
 
 Not here: files in the page cache of a mount with `dax=never` (caching.py); those are never pinned.
 """
@@ -46,12 +47,14 @@ import trio
 from daxfs import abi
 from daxfs.core import fileops
 from daxfs.daemon import session, twins
+from daxfs.daemon.protocol import RETRIEVED_IN
 from daxfs.daemon.threads import in_thread
 from daxfs.daemon.twins import PAGE, Budget, Pages
 from daxfs.errors import FsError, LayoutBusy, NoMemory, NoSpace
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
+    from daxfs.core.volume import Volume
     from daxfs.daemon.service import Service
     from daxfs.daemon.session import Request
 
@@ -65,6 +68,9 @@ PASS_SHARE = 20  # a pass may take this part of one CPU
 PERIOD_SHARE = 0.8  # passes begin so early that the time bound holds with what they take
 DROP_PAGES_MAX = 256  # that one call of the kernel drops
 ALL = 1 << 40  # more pages than a file has
+LOOKS = 8  # at a range, until the rest of it is dropped unseen: the kernel has pages with gaps
+QUIET_LOOKS = 10  # a page that nobody has changed for so long is dropped, so that nobody need look again
+LOOK_S = 1.0  # for the kernel to send what it has
 FAILED_S = 0.1  # between two tries when the kernel cannot drop pages for want of memory
 _PAGE_NS = 15_000  # of CPU: what a page costs besides being dropped, to be written back and handed out again
 _TEST_TWINS = "DAXFS_TEST_TWINS"
@@ -76,6 +82,14 @@ class _Drop:
 
     ranges: list[tuple[int, int]]
     over: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(eq=False)
+class _Reply:
+    """Of the kernel, when asked for pages."""
+
+    data: memoryview | None = None
+    came: trio.Event = field(default_factory=trio.Event)
 
 
 class Claim(Protocol):
@@ -106,10 +120,13 @@ class Coherence:
         self._drops: dict[int, deque[_Drop]] = {}  # by inode: of each the first is under way
         self._changes: dict[int, set[Request]] = {}  # by inode: changes of its size that are kept
         self._waited_for: dict[tuple[Claim, int], trio.Event] = {}  # drops, by claim and inode
+        self._replies: dict[int, _Reply] = {}
+        self._looks = 0
+        self._is_starved = False  # fills wait for room
         self._due = trio.Event()  # there are twins
         self._threads = trio.CapacityLimiter(math.inf)  # one for a file at most
         self._cpu_ns = 0
-        self.passes = self.dropped = self.merged = 0
+        self.passes = self.dropped = 0
 
     def install(self, *, quick: bool) -> None:
         """Answer requests from now on; see twins.install."""
@@ -168,6 +185,8 @@ class Coherence:
         if self._service.gone or not pages.has_any(first, end):
             return
         first, end, began = pages.begin_drop(first, end)
+        if self._is_starved:  # fills of these very pages, which the drop would wait for, and they for it
+            self._service.waiting.freed()
         length = 0 if end >= ALL else (end - first) * PAGE
         before, dropped = len(pages), False
         try:
@@ -181,23 +200,22 @@ class Coherence:
         self.dropped += max(0, before - len(pages))
 
     def _settle(self, pages: Pages) -> None:
-        """A drop is over: waiters look again, and a file that has neither pins nor twins is ordinary again."""
-        ino = pages.inode.ino
-        if not (len(pages) or pages.claimed or self._pins.has_file(ino)):
-            pages.watch(False)
-        self._service.waiting.moved(ino)
-        self._service.waiting.freed()
+        """A drop is over: waiters look again."""
+        self._service.waiting.moved(pages.inode.ino)
+        if self._is_starved:
+            self._is_starved = False
+            self._service.waiting.freed()
 
     # -- pins --
 
     def before_pin(self, inode: Inode, offset: int, length: int, flags: int, uid: int, claim: Claim | None) -> None:
-        """A pin of a range of bytes is about to be granted. LayoutBusy while pages of it are dropped; with `claim` None they are
-        not yet. NoMemory if their number is too large for twins while the size is being changed."""
+        """A pin of a range of bytes is about to be granted. LayoutBusy while pages of it are dropped; with `claim` None they
+        are not yet. NoMemory if they are more than there may be twins, and the size is being changed."""
         pages = self._files.get(inode.ino)
         if pages is None or flags & abi.FOLL_GET:
             return
         first, end = offset // PAGE, (offset + length) // PAGE
-        pages.watch(True)
+        pages.be_careful()
         if not pages.may_have(first, end):
             return
         if self.is_changing(inode.ino):
@@ -215,18 +233,14 @@ class Coherence:
     def moved(self, ino: int) -> None:
         """A pin of a file has gone."""
         pages = self._files.get(ino)
-        if pages is None or not pages.careful or self._pins.has_file(ino):
-            return
-        if not len(pages):
-            pages.watch(pages.claimed)
-        elif not self.bound_s:
+        if pages is not None and len(pages) and not self.bound_s and not self._pins.has_file(ino):
             self.drop(ino)
 
     # -- changes --
 
     def clear(self, request: Request, inode: Inode, start: int, end: int) -> None:
-        """A request is about to look at the blocks of a range of bytes, or to change them before the kernel drops its pages: LayoutBusy
-        till they are dropped. Those that come back meanwhile are merged until the request is answered."""
+        """A request is about to look at the blocks of a range of bytes, or to change them before the kernel drops its pages:
+        LayoutBusy till they are dropped. Those that come back meanwhile are merged until the request is answered."""
         pages = self._files.get(inode.ino)
         first, behind = start // PAGE, -(-end // PAGE)
         over = self._waited_for.get((request, inode.ino))
@@ -242,8 +256,8 @@ class Coherence:
         return pages is not None and pages.has_any(start // PAGE, -(-end // PAGE))
 
     def grew(self, inode: Inode, old_size: int) -> trio.Event | None:
-        """A file has become longer: what mappings have stored behind its old end must not show. The event of a drop that has to be
-        over before anybody looks at the file through a mapping, if there is any."""
+        """A file has become longer: what mappings have stored behind its old end must not show. The event of a drop that has
+        to be over before the caller goes on and looks at the file through a mapping, if there is any."""
         pages = self._files.get(inode.ino)
         if pages is None or inode.size <= old_size or not pages.mask(old_size):
             return None
@@ -308,12 +322,14 @@ class Coherence:
         insist = self.is_changing(inode.ino) or pages.is_dropping(first, end)
         data = pages.fill(offset, size, request.uid, insist)
         if data is None:
+            self._is_starved = True
             self._make_room(request.uid)
             raise LayoutBusy("twins", 0, 0)
         return data
 
     def _make_room(self, uid: int) -> None:
-        full = self.budget.of_user(uid) + 1 < self.budget.share  # then it is not the user's own share that is used up
+        """Start to drop pages of a user, or of all if it is not this one's own share that is used up."""
+        full = self.budget.of_user(uid) < self.budget.share // 2
         for ino, pages in list(self._files.items()):
             if len(pages) and ino not in self._drops and (full or uid in pages.users()):
                 self.drop(ino)
@@ -321,18 +337,21 @@ class Coherence:
     def write_back(self, inode: Inode, offset: int, data: memoryview, now: int) -> None:
         """Dirty pages of the kernel, up to the end of file. NoSpace if not all could be stored."""
         data = data[: max(0, inode.size - offset)]
-        pages = self._files.get(inode.ino)
+        pages, volume = self._files.get(inode.ino), self._service.volume
         try:
             if pages is None or not len(pages):
-                _store(self._service, inode, offset, data, now)
+                _store(volume, inode, offset, data, now)
+                return
+            volume.check_writable()
+            if not (volume.pmem.hostsync or volume.poison) and pages.take_back(offset, data):
+                inode.touch_in_place(mtime=now, ctime=now)  # with a fence, for the data as well
                 return
             for at, piece, in_place in pages.pieces(offset, data):
                 if in_place:
-                    fileops.overwrite(self._service.volume, now, inode, at, piece)
+                    fileops.overwrite(volume, now, inode, at, piece)
                 else:
-                    _store(self._service, inode, at, memoryview(piece), now)
+                    _store(volume, inode, at, memoryview(piece), now)
             pages.written(offset, data)
-            self.merged += 1
         except FsError:
             if pages is not None:
                 pages.refused(offset, len(data))
@@ -357,12 +376,56 @@ class Coherence:
         self._cpu_ns, before = 0, self.dropped
         for ino, pages in list(self._files.items()):
             if len(pages) and not self.is_changing(ino):
-                await self.drop(ino).wait()
+                await self.drop(ino, await self._stale(pages)).wait()
             if len(pages):
                 self._due.set()
         self.passes += 1
         cost_s = (self._cpu_ns + (self.dropped - before) * _PAGE_NS) / 1e9
         self.period_s = max(self.bound_s, PASS_SHARE * cost_s)
+
+    async def _stale(self, pages: Pages) -> list[tuple[int, int]]:
+        """The pages with twins that have to be dropped: an application, a device, or neither for a while, has changed them.
+        One that is left stays what it is for what the kernel itself does with it (a direct read into the mapping)."""
+        found: list[tuple[int, int]] = []
+        for first, end in pages.ranges(DROP_PAGES_MAX):
+            for _ in range(LOOKS):
+                if first >= end:
+                    break
+                data = await self._retrieve(pages.inode.ino, first * PAGE, (end - first) * PAGE)
+                flags = pages.stale(first, end, data, QUIET_LOOKS) if data is not None else []
+                flags.append(True)  # a gap
+                for page, changed in enumerate(flags[: end - first], first):
+                    if changed and found and found[-1][1] == page:
+                        found[-1] = (found[-1][0], page + 1)
+                    elif changed:
+                        found.append((page, page + 1))
+                first += len(flags)
+            if first < end:
+                found.append((first, end))
+        return found
+
+    async def _retrieve(self, ino: int, offset: int, size: int) -> memoryview | None:
+        """What the kernel has of a file from `offset` on, up to a gap; None if it does not say. It may be of a page that is
+        only being filled, so it can be compared, and no more."""
+        self._looks += 1
+        number, reply = self._looks, _Reply()
+        self._replies[number] = reply
+        try:
+            session.retrieve(number, ino, offset, size)
+            with trio.move_on_after(LOOK_S):
+                await reply.came.wait()
+        except OSError:
+            pass
+        finally:
+            del self._replies[number]
+        return reply.data
+
+    def retrieved(self, request: Request) -> None:
+        """The kernel has sent pages (NOTIFY_REPLY)."""
+        reply = self._replies.get(request.unique)
+        if reply is not None:
+            reply.data = request.body[RETRIEVED_IN.size :]
+            reply.came.set()
 
     def facts(self) -> dict[str, Any]:
         """For `info`: milliseconds and counts."""
@@ -390,6 +453,6 @@ def _drop(ino: int, offset: int, length: int) -> int:
     return time.thread_time_ns() - before
 
 
-def _store(service: Service, inode: Inode, offset: int, data: memoryview, now: int) -> None:
-    if len(data) and fileops.write(service.volume, now, inode, offset, data) < len(data):
+def _store(volume: Volume, inode: Inode, offset: int, data: memoryview, now: int) -> None:
+    if len(data) and fileops.write(volume, now, inode, offset, data) < len(data):
         raise NoSpace("the volume is full")

@@ -16,8 +16,6 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import trio
-
 from daxfs.core import attributes, fileops, layout, namespace
 from daxfs.core.breaking import NOBODY, Breaker
 from daxfs.core.inode import Inode
@@ -29,6 +27,7 @@ from daxfs.daemon.control import Control
 from daxfs.daemon.names import DIRECTORY_FLAGS, NameRequests, caller
 from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
+from daxfs.daemon.twins import PAGE
 from daxfs.daemon.virtual import Virtual
 from daxfs.errors import BadArgument, Corrupt, Exists, FsError, LayoutBusy, NoSpace, NotPermitted, OutOfRange
 
@@ -87,6 +86,7 @@ class RawRequests:
             protocol.ACCESS: self.not_needed,
             protocol.IOCTL: self._control.ioctl,
             protocol.POLL: self._control.poll,
+            protocol.NOTIFY_REPLY: self.service.coherence.retrieved,
         }
 
     def _translated(self, handler: Callable[[Request], None]) -> Callable[[Request], None]:
@@ -354,24 +354,20 @@ class RawRequests:
             request.reply()
 
     def lseek(self, request: Request) -> None:
-        inode = self._inode(request.nodeid)
+        """The kernel does not write dirty pages back first."""
+        inode, size = self._inode(request.nodeid), self._volume.block_size
         _, offset, _ = protocol.LSEEK_IN.unpack_from(request.body)
-        first = offset // self._volume.block_size
-        blocks = -(-inode.size // self._volume.block_size)
-        if self.service.caching.may_be_dirty(inode):  # the kernel does not write it back first
+        if self.service.caching.may_be_dirty(inode):
             self.service.start(self._seek_when_written, request, inode.ino)
-        elif first < blocks and self.service.coherence.has_pages(inode) and not inode.map.written(first, blocks - first):
-            self.service.start(self._again_when, self.service.coherence.drop(inode.ino, [(0, ALL)]), request, self._seek)
-        else:
-            self._seek(request)
+            return
+        first, behind = offset // size, -(-inode.size // size)
+        if first < behind and not inode.map.written(first, behind - first):
+            self.service.coherence.clear(request, inode, 0, ALL * PAGE)
+        self._seek(request)
 
     async def _seek_when_written(self, request: Request, ino: int) -> None:
         await self.service.caching.drop(ino)
         self._again(request, self._seek)
-
-    async def _again_when(self, event: trio.Event, request: Request, handler: Callable[[Request], None]) -> None:
-        await event.wait()
-        self._again(request, handler)
 
     def _seek(self, request: Request) -> None:
         _, offset, whence = protocol.LSEEK_IN.unpack_from(request.body)

@@ -48,7 +48,8 @@ cdef extern from "fuseio.h" nogil:
         FUSE_DO_READDIRPLUS, FUSE_READDIRPLUS_AUTO, FUSE_ASYNC_DIO, FUSE_PARALLEL_DIROPS, FUSE_POSIX_ACL, FUSE_MAX_PAGES
         FUSE_CACHE_SYMLINKS, FUSE_WRITEBACK_CACHE, FUSE_HANDLE_KILLPRIV_V2, FUSE_SETXATTR_EXT, FUSE_INIT_EXT
         FUSE_FORGET, FUSE_READ, FUSE_WRITE, FUSE_INIT, FUSE_INTERRUPT, FUSE_SETXATTR, FUSE_BATCH_FORGET
-        FUSE_NOTIFY_POLL, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY
+        FUSE_NOTIFY_REPLY
+        FUSE_NOTIFY_POLL, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY, FUSE_NOTIFY_RETRIEVE
     const uint64_t FUSE_DIRECT_IO_ALLOW_MMAP
     struct fuse_write_in:
         pass
@@ -59,6 +60,9 @@ cdef extern from "fuseio.h" nogil:
     struct fuse_notify_inval_inode_out:
         uint64_t ino
         int64_t off, len
+    struct fuse_notify_retrieve_out:
+        uint64_t notify_unique, nodeid, offset
+        uint32_t size, padding
     struct fuse_notify_inval_entry_out:
         uint64_t parent
         uint32_t namelen, flags
@@ -357,6 +361,10 @@ cdef _crashed(Request request, exc):
     _say(log.error, "request %d (opcode %d) failed with a bug; answered EIO", (request.unique, request.opcode), exc)
 
 
+cdef inline bint _wants_answer(const fuse_in_header *header) noexcept:
+    return header.opcode != FUSE_FORGET and header.opcode != FUSE_BATCH_FORGET and header.opcode != FUSE_NOTIFY_REPLY
+
+
 cdef Request _new_request(const fuse_in_header *header, size_t length):
     global _unanswered
     cdef Request request = Request.__new__(Request)
@@ -371,7 +379,7 @@ cdef Request _new_request(const fuse_in_header *header, size_t length):
         request.body = memoryview(PyBytes_FromStringAndSize(<const char *>header + HEADER, <Py_ssize_t>length - HEADER))
     else:
         request.body = memoryview(_buffer)[HEADER:length]
-    request.answered = header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET
+    request.answered = not _wants_answer(header)
     _unanswered = 0
     return request
 
@@ -380,7 +388,7 @@ cdef void _without_memory(const fuse_in_header *header) noexcept:
     """No request could be made of it, or left to libfuse."""
     global _refused
     _refused += 1
-    if header.opcode != FUSE_FORGET and header.opcode != FUSE_BATCH_FORGET:
+    if _wants_answer(header):
         _send_error(header.unique, ENOMEM)
 
 
@@ -812,6 +820,16 @@ def inval_inode(uint64_t ino, int64_t offset=0, int64_t length=0):
     iov[1].iov_base = &out
     iov[1].iov_len = sizeof(out)
     _notify(FUSE_NOTIFY_INVAL_INODE, iov, 2)
+
+
+def retrieve(uint64_t unique, uint64_t ino, uint64_t offset, uint32_t size):
+    cdef fuse_notify_retrieve_out out
+    cdef iovec iov[2]
+    memset(&out, 0, sizeof(out))
+    out.notify_unique, out.nodeid, out.offset, out.size = unique, ino, offset, size
+    iov[1].iov_base = &out
+    iov[1].iov_len = sizeof(out)
+    _notify(FUSE_NOTIFY_RETRIEVE, iov, 2)
 
 
 def inval_entry(uint64_t parent, bytes name):

@@ -61,6 +61,8 @@ cdef enum:
     HEADER = 40  # bytes of fuse_in_header
     READ_MAX = 1 << 20
 
+cdef uint8_t[4096] _ZEROS
+memset(_ZEROS, 0, sizeof(_ZEROS))
 cdef uint64_t _now = 0  # moves with every page that is handed out
 cdef dict _files = None  # the Pages of the mount, by inode
 cdef object _make = None  # makes one for an inode
@@ -102,11 +104,12 @@ cdef class Budget:
 
 
 cdef class _Twin:
-    """`bytes` NULL: the page has a mask only. `handed`: when. `end`: bytes from here on are masked."""
+    """`bytes` NULL: the page has a mask only. `handed`: when. `end`: bytes from here on are masked. `quiet`: how often in a
+    row nothing was found to have changed."""
 
     cdef uint8_t *bytes
     cdef uint64_t handed
-    cdef uint32_t end, uid
+    cdef uint32_t end, uid, quiet
 
     def __dealloc__(self):
         free(self.bytes)
@@ -209,14 +212,9 @@ cdef class Pages:
         """Whether pages are handed out with twins, if it takes any."""
         return bool(self.p.careful)
 
-    @property
-    def claimed(self):
-        """Whether a pin is on its way."""
-        self._claims = [one for one in self._claims if not one[0].answered]
-        return bool(self._claims)
-
-    def watch(self, bint careful):
-        self.p.careful = careful
+    def be_careful(self):
+        """Hand out pages with twins, if they take any: till there are neither pins nor claims nor twins."""
+        self.p.careful = 1
 
     def may_have(self, uint64_t first, uint64_t end):
         """Whether the kernel may have pages of the range that have no twin."""
@@ -311,6 +309,8 @@ cdef class Pages:
             for page in range(first, end):
                 if page in self._twins:
                     self._remove(page)
+        if not (self._twins or self._claims or self._pins.has_file(self.inode.ino)):
+            self.p.careful = 0
         wanted = covered.count(1)
         if wanted and not insist and not self._budget.has_room(uid, wanted):
             return None
@@ -378,7 +378,15 @@ cdef class Pages:
             e = dx_next(m, &li, &i)
         return True
 
-    cdef int take_back(self, uint64_t offset, const uint8_t *data, uint64_t size) except -1:
+    def take_back(self, uint64_t offset, const uint8_t[::1] data):
+        """Store and flush a write-back, if all of it is over written blocks within the file; else nothing is done. A fence, and
+        the times, are the caller's."""
+        if data.shape[0] == 0 or not self._in_place(offset, data.shape[0]):
+            return False
+        self._store(offset, &data[0], data.shape[0])
+        return True
+
+    cdef int _store(self, uint64_t offset, const uint8_t *data, uint64_t size) except -1:
         """A write-back of a range that is `_in_place`."""
         cdef uint64_t at, n, within
         cdef _Twin twin
@@ -504,6 +512,32 @@ cdef class Pages:
             out.append((first, end))
         return out
 
+    def stale(self, uint64_t first, uint64_t end, const uint8_t[::1] data, uint32_t patience):
+        """Compare pages of a range, as the kernel has them now, with their twins and blocks; `data` ends where the kernel has a gap.
+        Whether each page must be dropped: one side has changed, or neither has for `patience` looks. Fewer flags than pages:
+        the kernel does not have the next one."""
+        cdef uint64_t page, at = 0, n, size = data.shape[0]
+        cdef const dx_map *m = &self.map.m
+        cdef const uint8_t *block
+        cdef _Twin twin
+        cdef list out = []
+        for page in range(first, end):
+            if page << DX_PAGE_SHIFT >= m.size:
+                break
+            n = min(<uint64_t>DX_PAGE, m.size - (page << DX_PAGE_SHIFT))
+            if at + n > size:
+                break
+            twin = self._twins.get(page)
+            if twin is None or twin.bytes == NULL:
+                out.append(True)
+            else:
+                block = _block_at(m, page << DX_PAGE_SHIFT)
+                twin.quiet += 1
+                out.append(twin.quiet > patience or memcmp(&data[at], twin.bytes, n) != 0
+                           or memcmp(block if block != NULL else _ZEROS, twin.bytes, n) != 0)
+            at += DX_PAGE
+        return out
+
     def users(self):
         """The users who have twins here."""
         return {(<_Twin>twin).uid for twin in self._twins.values() if (<_Twin>twin).bytes != NULL}
@@ -563,7 +597,7 @@ cdef int _write(const fuse_in_header *header, size_t length) except -1:
         return 0
     if not arg.size or not pages._in_place(arg.offset, arg.size):
         return 0
-    pages.take_back(arg.offset, <const uint8_t *>header + head, arg.size)
+    pages._store(arg.offset, <const uint8_t *>header + head, arg.size)
     end_write(header, &pages.map.m)
     return 1
 

@@ -3,6 +3,7 @@ A long one: `daxfs scenario storm --steps 1000000`."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_stripes_divide_a_block() -> None:
     assert [stripe.start for stripe in every] == [0, *(stripe.stop for stripe in every[:-1])]
     assert every[-1].stop == BLOCK
     versions = [block_of(DEVICE, *MAPPERS, version=n) for n in range(1, 90)]
-    for old, new in zip(versions, versions[1:], strict=False):
+    for old, new in itertools.pairwise(versions):
         assert all(x != y for x, y in zip(old, new, strict=True))
 
 
