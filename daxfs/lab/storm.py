@@ -66,7 +66,7 @@ class Report:
         rate = self.steps / self.seconds if self.seconds else 0
         calls = ", ".join(f"{name} {count}" for name, count in sorted(self.calls.items()))
         found = self.violations[:5] or [
-            "no byte of another file changed, no pinned byte changed, no store into a shared page was lost, nor a block"
+            "no byte of another file changed, no pinned byte changed, no store to a shared page and no block was lost"
         ]
         wanted = " (as it must be: the oracle sees)" if self.policy == "unsafe" and self.violations else ""
         return [

@@ -20,6 +20,7 @@ from daxfs.client import calls
 from tests.conftest import serving
 from tests.mount import syscalls
 from tests.mount.harness import Mounted, eventually
+from tests.pins.holders import Holder
 
 pytestmark = pytest.mark.mount
 
@@ -28,9 +29,9 @@ SEEN_S = 20.0  # for what comes without being asked for
 KEEP_SIZE, ZERO_RANGE = syscalls.KEEP_SIZE, syscalls.ZERO_RANGE
 
 
-@pytest.fixture(scope="module", params=["on", "off"], ids=["hot", "cold"])
+@pytest.fixture(scope="module", params=["hotpath=on", "hotpath=off", "hostsync"], ids=["hot", "cold", "hostsync"])
 def mounted(request: pytest.FixtureRequest, base: Path) -> Iterator[Mounted]:
-    options = f"allow_other,dax=always,hotpath={request.param}"
+    options = f"allow_other,dax=always,{request.param}"
     with serving(base / f"mapping-{uuid.uuid4().hex[:8]}", options=options, size="64M") as made:
         yield made
 
@@ -205,6 +206,98 @@ def test_two_holders_and_two_programs_in_one_page(page: Page) -> None:
                     mine = bytes(writer[n * 1024 : n * 1024 + 1024])  # type: ignore[index]
                     assert mine == bytes([value]) * 1024, f"round {value}, {n}"
         assert os.pread(page.fd, BLOCK, 0) == b"\x63" * BLOCK
+
+
+def test_pins_that_come_and_go(page: Page) -> None:
+    """Some end clean, some dirty, and the kernel's page is older than what they wrote each time."""
+    pins: list[client.Pin] = []
+    for round_ in range(60):
+        if len(pins) > 2:
+            pins.pop(round_ % 3).close(dirty=bool(round_ & 1))
+        pins.append(page.file.pin(0, BLOCK, write=True))
+        assert page.mapping[0] == (round_ or ord("."))
+        pins[round_ % len(pins)].map()[100 + round_] = round_ + 1
+        page.mapping[0] = round_ + 1
+        page.mapping[1000 + round_] = round_ + 1
+        if round_ % 7 == 0:
+            page.mapping.flush()
+    for pin in pins:
+        pin.close(dirty=False)
+    page.mapping.flush()
+    found, wanted = page.path.read_bytes(), bytes(range(1, 61))
+    assert (found[0], found[100:160], found[1000:1060]) == (60, wanted, wanted)
+
+
+def _copy_into(page: Page) -> None:
+    other = page.path.with_name("other")
+    other.write_bytes(bytes(1000))
+    with open(other, "rb") as source:
+        assert os.copy_file_range(source.fileno(), page.fd, 1000, 0, 1000) == 1000
+
+
+CHANGES: dict[str, Callable[[Page], object]] = {
+    "punch": lambda page: syscalls.fallocate(page.fd, syscalls.PUNCH_HOLE | KEEP_SIZE, 1000, 1000),
+    "zero-range": lambda page: syscalls.fallocate(page.fd, ZERO_RANGE | KEEP_SIZE, 1000, 1000),
+    "copy_file_range": _copy_into,
+    "IOC_CHANGE": lambda page: calls.change(page.file.fileno(), 1000, 1000, abi.CHANGE_PUNCH, wait=True),
+    "write": lambda page: os.pwrite(page.fd, bytes(1000), 1000),
+    "truncate": lambda page: (os.ftruncate(page.fd, 1000), os.ftruncate(page.fd, BLOCK)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_part_of_a_page_changes_that_both_write(page: Page, change: str) -> None:
+    """The block stays where it is: both sides have their bytes before the part, and zeros in it."""
+    with page.file.pin(0, BLOCK, write=True) as pin:
+        view = pin.map()
+        assert page.mapping[0] == ord(".")
+        view[100:104] = view[1100:1104] = b"DMA!"
+        page.mapping[200:204] = page.mapping[1200:1204] = b"MMAP"
+        CHANGES[change](page)
+        wanted = b"." * 100 + b"DMA!" + b"." * 96 + b"MMAP" + b"." * 796 + bytes(1000)
+        assert os.pread(page.fd, 2000, 0) == wanted
+        assert bytes(view[:2000]) == wanted
+        assert page.mapping[:2000] == wanted
+        page.mapping[201] = view[101] = 7
+        page.mapping.flush()
+        assert (view[101], view[201]) == (7, 7)
+
+
+def test_the_block_of_a_page_goes(page: Page) -> None:
+    """... while both write: the holder keeps what it wrote, and the file has nothing of it."""
+    with page.file.pin(0, BLOCK, write=True) as pin:
+        view = pin.map()
+        assert page.mapping[0] == ord(".")
+        view[100:104] = b"DMA!"
+        page.mapping[200:204] = b"MMAP"
+        page.mapping.flush()
+        syscalls.fallocate(page.fd, syscalls.PUNCH_HOLE | KEEP_SIZE, 0, BLOCK)
+        assert page.mapping[:BLOCK] == bytes(BLOCK)
+        view[300:304] = b"more"
+        page.mapping[0] = 2
+        page.mapping.flush()
+        kept = b"." * 100 + b"DMA!" + b"." * 96 + b"MMAP" + b"." * 96 + b"more" + b"." * (BLOCK - 304)
+        assert bytes(view) == kept
+        assert os.pread(page.fd, BLOCK, 0) == page.mapping[:BLOCK] == b"\x02" + bytes(BLOCK - 1)
+
+
+def test_a_holder_that_outlived_the_daemon(mount: Mounted) -> None:
+    """Its block is in a file of the next mount, where a program stores beside it: both survive, or the store is refused."""
+    path = mount.path / "file"
+    path.write_bytes(b"." * BLOCK)
+    with Holder(path) as holder:
+        pin_id = holder.pin(0, 1, write=True)
+        holder.ask("dma", pin_id, 0, "before")
+        mount.kill()
+        mount.mount()
+        with open(path, "r+b", buffering=0) as file, mmap.mmap(file.fileno(), BLOCK) as mapping:
+            assert mapping[:7] == b"before."
+            holder.ask("dma", pin_id, 100, "DMA!")
+            mapping[200:204] = b"MMAP"
+            mapping.flush()
+        found = bytes.fromhex(holder.ask("load", pin_id))
+        assert (found[:6], found[100:104], found[200:204]) == (b"before", b"DMA!", b"MMAP")
+        assert path.read_bytes() == found
 
 
 # -- each sees the other in time --
