@@ -158,6 +158,7 @@ def test_a_hole_that_a_write_pin_fills(page: Page) -> None:
     with page.file.pin(write=True) as pin:
         view = pin.map()
         assert bytes(view[0:4]) == b"MMAP"
+        assert page.mapping[BLOCK] == 0
         view[BLOCK + 100 : BLOCK + 104] = b"DMA!"
         page.mapping[BLOCK] = 2
         page.mapping.flush()
@@ -173,6 +174,7 @@ def test_a_memory_region_of_an_open_file(page: Page, mounted: Mounted, first: st
         mr = verbs.MR(verbs.PD(context), BLOCK, verbs.IBV_ACCESS_LOCAL_WRITE, file=page.path)
         if first == "registration":
             page.mapping[0:4] = b"MMAP"
+        assert page.mapping[0:4] == b"MMAP"
         mr.write(b"DMA!", offset=100)
         page.mapping[200:204] = b"more"
         page.mapping.flush()
