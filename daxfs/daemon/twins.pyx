@@ -281,6 +281,7 @@ cdef class Pages:
             self._on_first()
         self._twins[page] = twin
         self.p.twins = <uint32_t>len(self._twins)
+        self.p.careful = 1  # who fills the page anew has to hear of it
         return twin
 
     # -- handing out --
@@ -550,8 +551,8 @@ cdef class Pages:
         for page, twin in self._twins.items():
             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):
                 raise ValueError(f"inode {self.inode.ino}, page {page}: a twin of nothing")
-        if self._pins.has_file(self.inode.ino) and not self.p.careful:
-            raise ValueError(f"inode {self.inode.ino} is pinned, and its pages are handed out without twins")
+        if (self._twins or self._pins.has_file(self.inode.ino)) and not self.p.careful:
+            raise ValueError(f"inode {self.inode.ino} is pinned or has twins, and its pages are handed out by the hot path")
 
     def with_bytes(self):
         """How many twins count in the budget."""
