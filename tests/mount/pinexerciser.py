@@ -55,11 +55,14 @@ class PinnedSubject(Subject):
 
     def delay(self, at: int, length: int, whom: int) -> None:
         """These bytes may be late for them."""
-        for n in range(at, at + length):
-            self.late[n] |= whom
+        self.late[at : at + length] = self.late[at : at + length].translate(bytes(n | whom for n in range(256)))
 
     def arrived(self, at: int, length: int, whom: int) -> None:
         self.late[at : at + length] = self.late[at : at + length].translate(bytes(n & ~whom for n in range(256)))
+
+    def is_late(self, at: int, length: int, whom: int) -> bool:
+        """Whether any of these bytes may be."""
+        return any(n in self.late[at : at + length] for n in {whom, LATE_HOLDER | LATE_MAPPING})
 
     def in_time(self, at: int, got: bytes | bytearray, whom: int) -> bytes | bytearray:
         """What was seen, with the bytes that may be late as they will be."""
@@ -73,7 +76,7 @@ class PinnedSubject(Subject):
 
     def write_back(self) -> None:
         """What programs stored is in the blocks."""
-        if self.handles and any(late & LATE_HOLDER for late in self.late):
+        if self.handles and self.is_late(0, len(self.late), LATE_HOLDER):
             os.fsync(self.handles[0].fd)
             self.arrived(0, len(self.late), LATE_HOLDER)
 
@@ -229,7 +232,7 @@ class PinExerciser(Exerciser):
         start, length = self.random.randrange(limit), self.random.randint(1, limit)
         data = self.random.randbytes(min(length, limit - start))
         if content is None:
-            if any(late & LATE_HOLDER for late in held.subject.late[at + start : at + start + len(data)]):
+            if held.subject.is_late(at + start, len(data), LATE_HOLDER):
                 held.subject.write_back()
             held.subject.delay(at + start, len(data), LATE_MAPPING)
         held.view[n * BLOCK + start : n * BLOCK + start + len(data)] = data
