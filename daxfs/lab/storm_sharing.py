@@ -31,7 +31,7 @@ from daxfs import abi, client
 from daxfs.client import PinError
 from daxfs.lab import acts
 from daxfs.lab.storm_actors import BLOCK, Actor, Part, Violation, grow
-from daxfs.lab.storm_stripes import CHANGED, DEVICE, MAPPERS, STRIPES, UNKNOWN, Known, difference, is_of, value
+from daxfs.lab.storm_stripes import CHANGED, DEVICE, MAPPERS, STRIPES, UNKNOWN, Known, difference, is_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,13 +63,8 @@ class Sharer(Actor):
     def changes(self, name: str) -> int:
         return self.board.changes(FILES.index(name)) if name in SHAPED else 0
 
-    def value(self, n: int) -> bytes:
-        """New bytes for a stripe: none of them is what the store before put there."""
-        return value(self.owner, n, self.version)
-
     def choose(self) -> list[int]:
-        """Some stripes of a block, with a version of their own."""
-        self.version += 1
+        """Some stripes of a block."""
         return self.random.sample(range(len(STRIPES[self.owner])), self.random.randint(1, 4))
 
     def block(self, number: int) -> bytes:
@@ -86,7 +81,7 @@ class Sharer(Actor):
         """These stripes have been stored, since `before`."""
         since = before if not before % 2 and self.changes(name) == before else CHANGED
         for n in stripes:
-            known.stored(n, self.value(n), since)
+            known.made(n, since)
 
     def child(self, act: Callable[[], None], end: str) -> bool:
         """Fork a child that acts and ends: by `_exit`, by a `signal`, or by `unwinding`. Whether it could act."""
@@ -102,7 +97,7 @@ class Sharer(Actor):
 
 @contextmanager
 def _ends_here(end: str) -> Iterator[None]:
-    """The end of a child: what is behind this is not reached but after an exit without unwinding."""
+    """How a child ends when it has acted. `unwinding` goes up the whole stack of the actor and ends the interpreter."""
     try:
         yield
     except Exception:
@@ -218,7 +213,7 @@ class Device(Sharer):
         stripes, before = self.choose(), self.changes(name)
         for n in stripes:
             stripe = STRIPES[self.owner][n]
-            self.medium[block * BLOCK + stripe.start : block * BLOCK + stripe.stop] = self.value(n)
+            self.medium[block * BLOCK + stripe.start : block * BLOCK + stripe.stop] = self.known[block].next(n)
         self.settle(name, self.known[block], before, stripes)
         self.seen.calls["device dma"] += 1
 
@@ -400,7 +395,7 @@ class Map(Sharer):
         mapping = file.map()
         for stripe in stripes:
             at = STRIPES[self.owner][stripe]
-            mapping[n * BLOCK + at.start : n * BLOCK + at.stop] = self.value(stripe)
+            mapping[n * BLOCK + at.start : n * BLOCK + at.stop] = file.known[n].next(stripe)
 
     def store(self) -> None:
         file, n = self.any()
@@ -414,7 +409,7 @@ class Map(Sharer):
         """write(2) of one stripe, beside the mapping."""
         file, n = self.files[WRITTEN], self.random.randrange(BLOCKS)
         stripes = self.choose()[:1]
-        os.pwrite(file.fd, self.value(stripes[0]), n * BLOCK + STRIPES[self.owner][stripes[0]].start)
+        os.pwrite(file.fd, file.known[n].next(stripes[0]), n * BLOCK + STRIPES[self.owner][stripes[0]].start)
         self.settle(file.name, file.known[n], 0, stripes)
         self.look_everywhere(file, n)
         self.seen.calls["mapper write"] += 1

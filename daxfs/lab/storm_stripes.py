@@ -53,6 +53,16 @@ class Known:
         self.owner = owner
         self.bytes = bytearray(BLOCK)
         self.since = [since] * len(STRIPES[owner])
+        self.versions = [0] * len(STRIPES[owner])
+
+    def next(self, n: int) -> bytes:
+        """What the owner stores next in a stripe."""
+        return value(self.owner, n, self.versions[n] + 1)
+
+    def made(self, n: int, since: int) -> None:
+        """... and has stored."""
+        self.stored(n, self.next(n), since)
+        self.versions[n] += 1
 
     def stored(self, n: int, data: bytes, since: int) -> None:
         self.bytes[STRIPES[self.owner][n]] = data
@@ -61,6 +71,7 @@ class Known:
     def lost_count(self, n: int) -> None:
         """A store that may have been made or not."""
         self.since[n] = UNKNOWN
+        self.versions[n] += 1
 
     def doubt(self) -> None:
         """All may have become zero."""
