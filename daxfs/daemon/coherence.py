@@ -40,7 +40,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import trio
 
@@ -322,10 +322,14 @@ class Coherence:
         insist = self.is_changing(inode.ino) or pages.is_dropping(first, end)
         data = pages.fill(offset, size, request.uid, insist)
         if data is None:
-            self._is_starved = True
-            self._make_room(request.uid)
-            raise LayoutBusy("twins", 0, 0)
+            self._starve(request.uid)
         return data
+
+    def _starve(self, uid: int) -> NoReturn:
+        """There is no room for twins of a user."""
+        self._is_starved = True
+        self._make_room(uid)
+        raise LayoutBusy("twins", 0, 0)
 
     def _make_room(self, uid: int) -> None:
         """Start to drop pages of a user, or of all if it is not this one's own share that is used up."""
@@ -333,6 +337,16 @@ class Coherence:
         for ino, pages in list(self._files.items()):
             if len(pages) and ino not in self._drops and (full or uid in pages.users()):
                 self.drop(ino)
+
+    def before_write(self, request: Request, inode: Inode, offset: int, size: int) -> None:
+        """A write is about to go past pages that the kernel may have to the blocks. LayoutBusy while there is no room for
+        their twins."""
+        pages = self._files.get(inode.ino)
+        first, end = offset // PAGE, -(-(offset + size) // PAGE)
+        if pages is None or not pages.may_have(first, end):
+            return
+        if not pages.snapshot(first, end, request.uid, pages.is_dropping(first, end)):
+            self._starve(request.uid)
 
     def write_back(self, inode: Inode, offset: int, data: memoryview, now: int) -> None:
         """Dirty pages of the kernel, up to the end of file. NoSpace if not all could be stored."""

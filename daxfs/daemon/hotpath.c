@@ -214,6 +214,14 @@ static int hot_read(const struct fuse_in_header *in, const struct fuse_read_in *
     return 1;
 }
 
+/* Whether a write needs no look at twins: one of pages has none, one past the pages meets none that the kernel may have. */
+static int may_store(const dx_pages *pages, const struct fuse_write_in *arg)
+{
+    if (arg->write_flags & FUSE_WRITE_CACHE)
+        return !pages->twins;
+    return !dx_pages_any(pages, arg->offset >> DX_PAGE_SHIFT, ((arg->offset + arg->size - 1) >> DX_PAGE_SHIFT) + 1);
+}
+
 void dx_end_write(const struct fuse_in_header *in, const struct fuse_write_in *arg, const dx_map *map)
 {
     struct fuse_write_out out = {.size = arg->size};
@@ -241,7 +249,7 @@ static int hot_write(const struct fuse_in_header *in, const struct fuse_write_in
 
     if (!map || (arg->flags & O_APPEND) || !arg->size)
         return 0;
-    if (arg->write_flags & FUSE_WRITE_CACHE && map->pages && map->pages->twins)
+    if (map->pages && !may_store(map->pages, arg))
         return 0;
     if (arg->offset > map->size || arg->size > map->size - arg->offset)
         return 0;

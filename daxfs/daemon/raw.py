@@ -302,6 +302,7 @@ class RawRequests:
             written = size
         else:
             kill_priv, mode, old_size = bool(flags & protocol.WRITE_KILL_SUIDGID), inode.mode, inode.size
+            self.service.coherence.before_write(request, inode, offset, len(data))
             written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv)
             if inode.mode != mode:
                 self.service.stale(inode)

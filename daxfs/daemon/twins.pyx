@@ -17,7 +17,8 @@ Rules
 - A write-back that is refused leaves its page with the kernel, so it counts as handed out again.
 - Bytes behind the end of file are zeros in a twin, as they are in the kernel's page. When the file grows, what a mapping has
   stored behind the old end is masked: it is not stored at write-back, till the page is handed out anew.
-- A page that has no twin is written back whole.
+- A write(2) goes past the kernel's page to the block, so a page that the kernel may have gets a twin before: the block as it
+  was. Pages of other files have no twin, and are written back whole: their blocks do not change behind the kernel's back.
 - Stores are of single bytes: nothing is read and put back that a device may change in between.
 
 Not here: asking the kernel for anything (coherence.py), which block somebody has (core/pins.pyx).
@@ -46,6 +47,12 @@ cdef extern from "fuseio.h" nogil:
     struct fuse_write_in:
         uint64_t fh, offset
         uint32_t size, write_flags
+        uint64_t lock_owner
+        uint32_t flags
+
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        O_APPEND
 
 cdef extern from "kernelpages.h" nogil:
     enum:
@@ -366,15 +373,20 @@ cdef class Pages:
             self._budget.take(uid, made)
         return data
 
-    def snapshot(self, uint64_t first, uint64_t end, uint32_t uid):
-        """Twins of the pages of a range that the kernel may have, as the blocks are now. They may not be dropped before."""
+    def snapshot(self, uint64_t first, uint64_t end, uint32_t uid, bint insist=True):
+        """Twins of the pages of a range that the kernel may have, as the blocks are now: they are about to change, and the pages
+        are not dropped before. False if there is no room for them, unless one insists."""
         global _now
         cdef uint64_t page
         cdef _Twin twin
+        cdef list wanted = [page for page in range(first, end) if page not in self._twins and self.may_have(page, page + 1)]
+        if not wanted or _OFF:
+            return True
+        if not insist and not self._budget.has_room(uid, len(wanted)):
+            return False
+        self.inode.map  # is loaded
         _now += 1
-        for page in range(first, end):
-            if page in self._twins or not self.may_have(page, page + 1):
-                continue
+        for page in wanted:
             twin = self._new(page, True, uid)
             self._budget.take(uid, 1)
             twin.handed = _now
@@ -382,6 +394,7 @@ cdef class Pages:
             if page << DX_PAGE_SHIFT < self.map.m.size:
                 _copy_out(&self.map.m, page << DX_PAGE_SHIFT, twin.bytes,
                           min(<uint64_t>DX_PAGE, self.map.m.size - (page << DX_PAGE_SHIFT)))
+        return True
 
     def mask(self, uint64_t old_size):
         """The file has grown from here: what a mapping has stored behind it must not show. Whether the kernel may have the
@@ -444,6 +457,15 @@ cdef class Pages:
             else:
                 _store_differing(block, data, twin.bytes + within, at)
                 memcpy(twin.bytes + within, data, n)
+            offset, data, size = offset + n, data + n, size - n
+        return 0
+
+    cdef int _store_through(self, uint64_t offset, const uint8_t *data, uint64_t size) except -1:
+        """A write(2) to a range that is `_in_place`."""
+        cdef uint64_t n
+        while size:
+            n = min(size, DX_PAGE - (offset & (DX_PAGE - 1)))
+            store(_block_at(&self.map.m, offset), data, n)
             offset, data, size = offset + n, data + n, size - n
         return 0
 
@@ -626,18 +648,23 @@ cdef int _read(const fuse_in_header *header, size_t length) except -1:
 
 
 cdef int _write(const fuse_in_header *header, size_t length) except -1:
-    """A write-back of pages of which some have twins."""
+    """A write-back of pages of which some have twins, or a write past pages that the kernel may have."""
     cdef const fuse_write_in *arg = <const fuse_write_in *>(<const char *>header + HEADER)
     cdef size_t head = HEADER + _WRITE_IN
     cdef Pages pages
-    if length < head or not arg.write_flags & FUSE_WRITE_CACHE or arg.size > length - head:
+    if length < head or not arg.size or arg.size > length - head or arg.flags & O_APPEND:
         return 0
     pages = _files.get(header.nodeid)
-    if pages is None or not pages.p.twins or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:
+    if pages is None or not pages.map.m.hot & DX_HOT_WRITE or pages.map.m.times == NULL:
         return 0
-    if not arg.size or not pages._in_place(arg.offset, arg.size):
+    if not pages._in_place(arg.offset, arg.size):
         return 0
-    pages._store(arg.offset, <const uint8_t *>header + head, arg.size)
+    if arg.write_flags & FUSE_WRITE_CACHE:
+        pages._store(arg.offset, <const uint8_t *>header + head, arg.size)
+    elif pages.snapshot(arg.offset >> DX_PAGE_SHIFT, ((arg.offset + arg.size - 1) >> DX_PAGE_SHIFT) + 1, header.uid, False):
+        pages._store_through(arg.offset, <const uint8_t *>header + head, arg.size)
+    else:
+        return 0
     end_write(header, &pages.map.m)
     return 1
 
