@@ -21,7 +21,8 @@ _ACLS = (acl.ACCESS, acl.DEFAULT)
 
 
 class Attributes(NamedTuple):
-    """What setattr changes; None: not this. Times in ns. `kill_priv`: the caller lacks CAP_FSETID."""
+    """What setattr changes; None: not this. Times in ns. `kill_priv`: the caller lacks CAP_FSETID. `known_size`: what the
+    file is about to have by writes that were made before."""
 
     mode: int | None = None
     uid: int | None = None
@@ -32,6 +33,7 @@ class Attributes(NamedTuple):
     ctime: int | None = None
     kill_priv: bool = False
     breaker: Breaker = NOBODY
+    known_size: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -48,7 +50,7 @@ def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
     with vol.transaction(now) as txn:
         txn.dirty(inode)
         if new.size is not None:
-            fileops.resize(vol, txn, inode, new.size, new.breaker)
+            fileops.resize(vol, txn, inode, new.size, new.breaker, new.known_size)
             inode.mtime = now
             privileges.drop(vol, txn, inode, new.kill_priv)
         if new.uid is not None or new.gid is not None or new.is_empty:

@@ -226,9 +226,9 @@ def truncate(vol: Volume, now: int, inode: Inode, size: int) -> None:
     attributes.setattr(vol, now, inode, attributes.Attributes(size=size))
 
 
-def resize(vol: Volume, txn: Transaction, inode: Inode, size: int, breaker: Breaker = NOBODY) -> None:
+def resize(vol: Volume, txn: Transaction, inode: Inode, size: int, breaker: Breaker = NOBODY, known_size: int = 0) -> None:
     """The size change of a truncate, within its transaction: blocks behind the new end are given up, if the pins on them
-    (`breaking.clear_way`) let it."""
+    (`breaking.clear_way`) let it. `known_size`: what the file has for its user, whose last writes are still on their way."""
     if inode.is_dir:
         raise IsDirectory
     _must_be_file(inode)
@@ -236,11 +236,11 @@ def resize(vol: Volume, txn: Transaction, inode: Inode, size: int, breaker: Brea
         raise TooBig(f"a file has at most {layout.FILE_SIZE_MAX} bytes")
     block = vol.block_size
     first = -(-size // block)
-    outcome = clear_way(vol, inode, Operation.TRUNCATE, first, ALL, breaker) if size <= inode.size else Outcome.DETACH
+    grows = size > max(inode.size, known_size)
+    outcome = Outcome.DETACH if grows else clear_way(vol, inode, Operation.TRUNCATE, first, ALL, breaker)
     txn.dirty(inode)
-    if size > inode.size:
-        _zero_old_tail(vol, inode, size)
-    else:
+    _zero_old_tail(vol, inode, size)
+    if not grows:
         txn.free(inode.map.carve(first, ALL), unsafe=outcome is Outcome.IGNORE)
         if size % block and size < inode.size:
             _zero_by_record(vol, txn, inode, size, size + -size % block)

@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 from daxfs import abi
@@ -190,6 +191,18 @@ def revoke_access(vol: Volume, taken: Pin) -> None:
         vol.tell(taken, abi.EVENT_REVOKED)
     else:
         revoke(vol, [taken])
+
+
+def let_die(vol: Volume, owner: int, pins: Iterable[Pin]) -> None:
+    """All processes that have an owner are ending: its leases, and these pins of it, stand in no layout change's way any
+    more. Their blocks stay with it until its last close, as what is left of a process may still reach them."""
+    for taken in pins:
+        if taken.state is State.HELD and taken.on_demand:
+            vol.pins.fence(taken)
+        elif taken.state is State.HELD:
+            taken.state = State.DYING
+    vol.leases.release(owner)
+    vol.pins.generation += 1
 
 
 def release_survivor(vol: Volume, survivor: Pin) -> None:

@@ -21,6 +21,7 @@ class State(StrEnum):
     INVALID = "invalid"
     REVOKED = "revoked"
     FENCED = "fenced"
+    DYING = "dying"
 
 @dataclass(frozen=True)
 class Holder:

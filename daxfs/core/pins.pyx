@@ -7,8 +7,9 @@ all its pins. A FOLL_GET reference is known and listed but keeps no block: it
 gives no access to data. A pin keeps the runs that the range had when it was taken: blocks stay where they are while they are
 pinned, whatever becomes of the file. Counts decide what a freed block becomes (PinCounts.split): idle or busy.
 
-States: held -> revoked (by policy or an admin) or fenced (an on-demand holder that did not acknowledge) -> released (by
-unpin, or by the owner's end). A revoked or fenced holder has no access through the simulated HCA, but may still have its
+States: held -> revoked (by policy or an admin), fenced (an on-demand holder that did not acknowledge) or dying (all processes
+that have the owner are ending, which can take long) -> released (by unpin, or by the owner's end). A revoked, fenced or dying
+holder has no access through the simulated HCA, but may still have its
 blocks mapped, so they count until it is released. An on-demand registration is not counted before it is fenced; while it is
 held it must let go when it is told, and `invalid` says that it did. A survivor is a pin of a daemon that died, known from
 the ledger only: it has no owner here and is released when its holder is gone or by an admin.
@@ -51,6 +52,7 @@ class State(StrEnum):
     INVALID = "invalid"  # an on-demand registration that let go
     REVOKED = "revoked"
     FENCED = "fenced"
+    DYING = "dying"
 
 
 cdef object _HELD = State.HELD, _FENCED = State.FENCED

@@ -11,6 +11,14 @@ alone is the kernel's business, as on any file system with a page cache.)
 
 A holder changes the blocks behind the kernel's back, and nobody knows when: a pinned file must have no pages.
 
+The kernel does not say how long a file is before it has written that back. So whatever the daemon is asked that depends
+on the end of a file: a fallocate or a copy that may make it longer comes after what lies behind the end, as the volume
+has it, is written back and the pages from there on are dropped (`settle`). While a truncate is being answered the kernel
+holds write-back back: it is asked how long the file is (kernelsize.py), and gets zeros for the rest of the page of the
+end (`zero_behind`). So blocks that were preallocated behind the true end are given back, and bytes that a mapping stored
+behind it do not show in a file that grows. A write(2), be it to the cache or around it, makes a file longer without any
+of this.
+
 Rules
 - A pin needs a direct file: `before_pin` refuses one through a cached handle (EBUSY). As a pin lives no longer than its
   handle, a pinned file is direct, and read(2) and write(2) of everybody reach the blocks.
@@ -23,14 +31,21 @@ Rules
 
 from __future__ import annotations
 
+import logging
+import mmap
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
+import trio
+
 from daxfs import abi
-from daxfs.daemon import protocol, session
+from daxfs.daemon import kernelsize, protocol, requests, session
 from daxfs.daemon.threads import in_thread
 from daxfs.daemon.times import Times
-from daxfs.errors import BadArgument, Busy, LayoutBusy, NoSpace
+from daxfs.errors import BadArgument, Busy, LayoutBusy, NoMemory, NoSpace
+
+log = logging.getLogger("daxfs")
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
@@ -39,7 +54,11 @@ if TYPE_CHECKING:
     from daxfs.daemon.session import Request
 
 DAX = ("always", "never")
-DIRECT_FLAGS = protocol.FOPEN_DIRECT_IO | protocol.FOPEN_PARALLEL_DIRECT_WRITES
+PAGE = mmap.PAGESIZE
+ZERO_S = 1.0  # the kernel may hold the page for somebody who waits for it to be written back
+DIRECT_FLAGS = protocol.FOPEN_DIRECT_IO | protocol.FOPEN_PARALLEL_DIRECT_WRITES | protocol.FOPEN_NOFLUSH
+"""Without NOFLUSH close(2) would write the dirty pages of mappings back, and wait: for a truncate that waits for pins, among
+them those that the close would give back. The kernel ignores it on a mount with a write-back cache."""
 
 
 def init_flags(dax: str) -> int:
@@ -94,7 +113,7 @@ class Caching:
     def flags(self, file: OpenFile) -> int:
         """FOPEN_* of the reply. Pages are kept, as nobody but the kernel changes a file that is cached."""
         if not file.cached:
-            return DIRECT_FLAGS
+            return requests.file_flags(file.inode.ino)
         return 0 if file.inode.ino in self._filled else protocol.FOPEN_KEEP_CACHE
 
     def closed(self, file: OpenFile) -> None:
@@ -151,6 +170,32 @@ class Caching:
     def drop(self, ino: int) -> Awaitable[None]:
         """Have dirty pages written and all pages forgotten. It can take its time, so a thread waits for the kernel."""
         return in_thread(session.inval_inode, ino)
+
+    def settle(self, inode: Inode) -> Awaitable[None]:
+        """Have what the kernel knows of the end of a file written, and the page of it forgotten: what a mapping stored
+        behind the end is nowhere then."""
+        return in_thread(session.inval_inode, inode.ino, inode.size)
+
+    async def size_in_kernel(self, inode: Inode) -> int:
+        """How long the kernel says that a file is; at least as long as the volume has it."""
+        service = self._service
+        try:
+            return max(inode.size, await in_thread(kernelsize.of, service.mountpoint, inode.ino, inode.generation))
+        except (OSError, NoMemory) as e:
+            log.debug("inode %d: the kernel does not say how long it is (%s)", inode.ino, e)
+            return int(inode.size)
+
+    async def zero_behind(self, inode: Inode, end: int, size: int) -> None:
+        """Zeros in the kernel's page of the end of a file, which is to have this size."""
+        length = min(size - end, -end % PAGE)
+        if not length:
+            return
+        with trio.move_on_after(ZERO_S):
+            try:
+                store = partial(session.notify_store, inode.ino, end, bytes(length))
+                await in_thread(store, abandon_on_cancel=True)
+            except OSError as e:
+                log.warning("inode %d: bytes that a mapping stored behind its end may show (%s)", inode.ino, e)
 
     # -- what the kernel keeps to itself --
 

@@ -21,7 +21,7 @@ from daxfs import __version__, abi
 from daxfs.core import attributes, fileops, holding
 from daxfs.core.breaking import Breaker
 from daxfs.core.pins import Pin
-from daxfs.daemon import holders, pages, protocol, session
+from daxfs.daemon import holders, pages, protocol, serving, session
 from daxfs.daemon.admin import Admin
 from daxfs.daemon.coherence import ALL, Claim
 from daxfs.daemon.hca import Hca
@@ -250,7 +250,7 @@ class Control:
             "abi": abi.ABI_VERSION,
             "version": __version__,
             "device": self.admin.removal.state,
-            "requests": session.counters(),
+            "requests": {**session.counters(), "late": serving.late},
         }
 
 

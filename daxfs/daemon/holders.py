@@ -8,6 +8,10 @@ mode they cannot be told apart: then all of their processes are named.
 Only texts of /proc are read, never a path on the mount: that would ask this daemon, which is busy asking. A description
 that only a mapping, a queued message or the kernel keeps has no descriptor; then whoever took the pin is named while it
 lives.
+
+A process that was killed can hang in the kernel for as long as it likes, with all its descriptors: its dirty pages are
+written back first. It will never run again, so `dying` says which descriptions no other process has any more. A
+description that no process is seen to have is not among them; nor is one that a process may have as far as one can see.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ import functools
 import os
 import platform
 import select
+import signal
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -28,6 +34,9 @@ from daxfs.daemon import mountpoint
 _KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "s390x": 343, "ppc64le": 354}.get(platform.machine(), -1)
 _KCMP_FILE = 0
 _SURE_NS = 50_000_000
+_FLAGS, _SIGNALS = 6, 28  # where /proc/PID/stat has them, counted from the state
+_PF_EXITING = 0x4
+_SIGKILL = 1 << signal.SIGKILL - 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -46,6 +55,7 @@ class _Descriptor:
     pid: int
     fd: int
     mode: int
+    task: int  # the thread that shows it: the process's first one, unless that has ended
 
 
 @dataclass(slots=True)
@@ -154,20 +164,38 @@ def _descriptors(inos: Iterable[int], device: str, mount_id: str) -> Iterator[tu
     """All descriptors of all processes that lead to these inodes of the mount."""
     texts = {str(ino): ino for ino in inos}
     for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
-        try:
-            names = os.listdir(f"/proc/{pid}/fdinfo")
-        except OSError:
-            continue  # it has ended, or is none of our business
+        task, names = _descriptor_numbers(pid)
         mounts: set[str] | None = None
         for fd in names:
-            facts = dict(line.partition(":\t")[::2] for line in _read(pid, f"fdinfo/{fd}").splitlines())
+            facts = dict(line.partition(":\t")[::2] for line in _read(task, f"fdinfo/{fd}").splitlines())
             ino = texts.get(facts.get("ino", ""))
             if ino is None:
                 continue
             if mounts is None:
-                mounts = {mount_id} | {mounted.id for mounted in mountpoint.table(pid) if mounted.device == device}
+                mounts = {mount_id} | {mounted.id for mounted in mountpoint.table(task) if mounted.device == device}
             if facts.get("mnt_id") in mounts:
-                yield ino, _Descriptor(pid, int(fd), int(facts.get("flags", "0"), 8) & os.O_ACCMODE)
+                yield ino, _Descriptor(pid, int(fd), int(facts.get("flags", "0"), 8) & os.O_ACCMODE, task)
+
+
+def _descriptor_numbers(pid: int) -> tuple[int, list[str]]:
+    """The descriptors of a process, and the thread that shows them: another one than the first if that has ended."""
+    try:
+        names = os.listdir(f"/proc/{pid}/fdinfo")
+        if names or not zombie(pid):
+            return pid, names
+        for task in _threads(pid):
+            if task != pid and (names := os.listdir(f"/proc/{pid}/task/{task}/fdinfo")):
+                return task, names
+    except OSError:
+        pass  # it has ended, or is none of our business
+    return pid, []
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []
 
 
 def _groups(descriptors: list[_Descriptor]) -> list[list[_Descriptor]]:
@@ -194,7 +222,7 @@ class _Steps:
 
 def _compare(one: _Descriptor, other: _Descriptor) -> int:
     """-1, 0 (the same description), 1. Without kcmp all descriptors of a process count as one."""
-    order = _libc.syscall(_KCMP, one.pid, other.pid, _KCMP_FILE, ctypes.c_ulong(one.fd), ctypes.c_ulong(other.fd))
+    order = _libc.syscall(_KCMP, one.task, other.task, _KCMP_FILE, ctypes.c_ulong(one.fd), ctypes.c_ulong(other.fd))
     if order in (0, 1, 2):
         return (0, -1, 1)[order]
     return (one.pid > other.pid) - (one.pid < other.pid)
@@ -217,6 +245,86 @@ def _assign(descriptions: list[Description], groups: list[list[_Descriptor]]) ->
 
 def _fits(one: Description, group: list[_Descriptor]) -> bool:
     return group[0].mode == one.mode
+
+
+# -- who is dying -----------------------------------------------------------------------------------------------------
+
+
+def dying(files: Iterable[Description], device: str, mount_id: str) -> set[int]:
+    """The handles of the descriptions that only dying processes have. `files`: all descriptions that the kernel has open of
+    their inodes, so that those of others can be told apart. It reads /proc: for a thread.
+
+    A descriptor can be passed on from a process that is looked at late to one that was looked at early; so one looks twice.
+    """
+    files = list(files)
+    once = _dying(files, device, mount_id)
+    return once & _dying(files, device, mount_id) if once else once
+
+
+def _dying(files: list[Description], device: str, mount_id: str) -> set[int]:
+    ending = {int(name) for name in os.listdir("/proc") if name.isdecimal() and _is_dying(int(name))}
+    if not ending:
+        return ending
+    inos: dict[int, list[Description]] = {}
+    for one in files:
+        one.known = {_process(task) for task in one.known}
+        inos.setdefault(one.ino, []).append(one)
+    found: dict[int, list[_Descriptor]] = {}
+    for ino, descriptor in _descriptors(inos.keys(), device, mount_id):
+        found.setdefault(ino, []).append(descriptor)
+    answer: set[int] = set()
+    for ino, descriptors in found.items():
+        if not ending.isdisjoint(d.pid for d in descriptors) and all(map(_comparable, descriptors)):
+            groups = _groups(descriptors)
+            for one in inos[ino]:
+                having = _may_have(one, inos[ino], groups)
+                if having and having <= ending and not any(_unreadable(pid) for pid in one.known - ending):
+                    answer.add(one.fh)
+    return answer
+
+
+def _may_have(one: Description, all_: list[Description], groups: list[list[_Descriptor]]) -> set[int]:
+    """All processes that may have a description: those with descriptors that fit, and are not explained by other
+    descriptions that the process is known to have had."""
+    fitting = [group for group in groups if _fits(one, group)]
+    seen = Counter(pid for group in fitting for pid in {d.pid for d in group})
+    others = Counter(pid for other in all_ if other.fh != one.fh and other.mode == one.mode for pid in other.known)
+    having: set[int] = set()
+    for group in fitting:
+        pids = {d.pid for d in group}
+        if not pids.isdisjoint(one.known) or not any(others[pid] >= seen[pid] for pid in pids):
+            having |= pids
+    return having
+
+
+def _is_dying(pid: int) -> bool:
+    """Whether no thread of a process will run again: it exits, or has a SIGKILL that the kernel has not come to."""
+    if not _ends(_read(pid, "stat")):
+        return False
+    return all(_ends(_read(pid, f"task/{task}/stat")) for task in _threads(pid))
+
+
+def _ends(stat: str) -> bool:
+    fields = stat.rpartition(")")[2].split()
+    if len(fields) <= _SIGNALS:
+        return True  # it has ended
+    return bool(int(fields[_FLAGS]) & _PF_EXITING or int(fields[_SIGNALS]) & _SIGKILL)
+
+
+def _comparable(one: _Descriptor) -> bool:
+    """Whether kcmp(2) can tell it from others."""
+    number = ctypes.c_ulong(one.fd)
+    return bool(_libc.syscall(_KCMP, one.task, one.task, _KCMP_FILE, number, number) == 0)
+
+
+def _unreadable(pid: int) -> bool:
+    try:
+        os.listdir(f"/proc/{pid}/fdinfo")
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _read(pid: int, what: str) -> str:

@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from daxfs.core import attributes, fileops, layout, namespace
 from daxfs.core.breaking import NOBODY, Breaker
@@ -34,7 +35,7 @@ from daxfs.errors import BadArgument, Corrupt, Exists, FsError, LayoutBusy, NoSp
 log = logging.getLogger("daxfs")
 
 COPY_MAX = 4 << 20  # bytes that one COPY_FILE_RANGE copies; callers go on from there
-_WITHOUT_DEVICE = frozenset((protocol.IOCTL, protocol.POLL, protocol.FORGET, protocol.BATCH_FORGET))
+_WITHOUT_DEVICE = frozenset((protocol.IOCTL, protocol.POLL, protocol.FLUSH, protocol.FORGET, protocol.BATCH_FORGET))
 _NS = 1_000_000_000
 
 
@@ -54,8 +55,9 @@ class RawRequests:
             session.register(opcode, self._translated(handler))
         service, control = self.service, self._control
         requests.install(
-            self._inode, service.names, service.opened, control.pin, control.unpin, block_size=self._volume.block_size,
-            file_flags=DIRECT_FLAGS, directory_flags=DIRECTORY_FLAGS, quick=quick, direct=not service.caching.on,
+            self._inode, service.names, service.opened, control.pin, control.unpin,
+            breaks=self._volume.breaks, block_size=self._volume.block_size, file_flags=DIRECT_FLAGS,
+            directory_flags=DIRECTORY_FLAGS, quick=quick, direct=not service.caching.on,
         )  # fmt: skip
         service.coherence.install(quick=quick)
 
@@ -154,6 +156,22 @@ class RawRequests:
             self._translated(handler)(request)
 
     def setattr(self, request: Request) -> None:
+        valid, _, size, *_ = protocol.SETATTR_IN.unpack_from(request.body)
+        inode = self._inode(request.nodeid)
+        if valid & protocol.FATTR_SIZE and self.service.caching.may_be_dirty(inode):
+            self.service.start(self._resize_as_the_kernel_has_it, request, inode, size)
+        else:
+            self._setattr(request)
+
+    async def _resize_as_the_kernel_has_it(self, request: Request, inode: Inode, size: int) -> None:
+        """The kernel holds write-back back now, so the volume does not know yet how long the file was."""
+        caching, volume = self.service.caching, self._volume
+        known = await caching.size_in_kernel(inode)
+        if known < size <= layout.FILE_SIZE_MAX and not (volume.readonly or volume.failed):
+            await caching.zero_behind(inode, known, size)
+        self._again(request, partial(self._setattr, known_size=known))
+
+    def _setattr(self, request: Request, known_size: int = 0) -> None:
         valid, fh, size, atime_s, mtime_s, ctime_s, atime_ns, mtime_ns, ctime_ns, mode, uid, gid = (
             protocol.SETATTR_IN.unpack_from(request.body)
         )
@@ -173,6 +191,7 @@ class RawRequests:
             ctime=time(protocol.FATTR_CTIME, 0, ctime_s, ctime_ns),
             kill_priv=bool(valid & protocol.FATTR_KILL_SUIDGID),
             breaker=self._breaker(request, fh if valid & protocol.FATTR_FH else None),
+            known_size=known_size,
         )
         if valid == protocol.FATTR_FLUSH and self.service.caching.on:
             attributes.times_of_writes(self._volume, inode, mtime_s * _NS + mtime_ns, ctime_s * _NS + ctime_ns)
@@ -343,7 +362,21 @@ class RawRequests:
             if inode.map.blocks != blocks:
                 caching.grown(inode)
 
+    async def _when_settled(self, request: Request, inode: Inode, handler: Callable[[Request], None]) -> None:
+        """Answer what asks for the end of a file when the kernel and the volume agree about it."""
+        await self.service.caching.settle(inode)
+        self._again(request, handler)
+
     def fallocate(self, request: Request) -> None:
+        _, offset, length, mode = protocol.FALLOCATE_IN.unpack_from(request.body)
+        inode = self._inode(request.nodeid)
+        grows = not mode & fileops.FALLOC_KEEP_SIZE and offset + length > inode.size
+        if grows and self.service.caching.may_be_dirty(inode):
+            self.service.start(self._when_settled, request, inode, self._fallocate)
+        else:
+            self._fallocate(request)
+
+    def _fallocate(self, request: Request) -> None:
         fh, offset, length, mode = protocol.FALLOCATE_IN.unpack_from(request.body)
         inode, breaker = self._inode(request.nodeid), self._breaker(request, fh)
         kill_priv, old_size = _loses_privileges(request), inode.size
@@ -376,6 +409,14 @@ class RawRequests:
         request.reply(protocol.LSEEK_OUT.pack(found))
 
     def copy_file_range(self, request: Request) -> None:
+        _, _, other, _, other_offset, length, _ = protocol.COPY_FILE_RANGE_IN.unpack_from(request.body)
+        target = self._inode(other)
+        if other_offset + length > target.size and self.service.caching.may_be_dirty(target):
+            self.service.start(self._when_settled, request, target, self._copy_file_range)
+        else:
+            self._copy_file_range(request)
+
+    def _copy_file_range(self, request: Request) -> None:
         _, offset, other, _, other_offset, length, flags = protocol.COPY_FILE_RANGE_IN.unpack_from(request.body)
         if flags:
             raise BadArgument("copy_file_range knows no flags")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from daxfs.core.breaking import Break
 from daxfs.core.inode import Inode
 from daxfs.core.pins import Pin
 
@@ -64,6 +65,7 @@ def open_file(inode: Inode, flags: int, task: int = 0, *, cached: bool = False, 
 def close_file(file: OpenFile) -> None: ...
 def attr_out(inode: Attributes) -> bytes: ...
 def entry_out(inode: Attributes) -> bytes: ...
+def file_flags(ino: int) -> int: ...
 def install(
     inode: Callable[[int], Inode],
     names: dict[int, tuple[int, bytes]],
@@ -71,6 +73,7 @@ def install(
     pin: Callable[[OpenFile, int, int, int, int, int], Pin],
     unpin: Callable[[OpenFile, int], None],
     *,
+    breaks: dict[int, list[Break]],
     block_size: int,
     file_flags: int,
     directory_flags: int,

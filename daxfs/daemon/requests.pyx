@@ -36,6 +36,7 @@ cdef extern from "fuseio.h" nogil:
     enum:
         FUSE_LOOKUP, FUSE_GETATTR, FUSE_GETXATTR, FUSE_OPEN, FUSE_RELEASE, FUSE_OPENDIR, FUSE_RELEASEDIR, FUSE_IOCTL, FUSE_POLL
         FUSE_POLL_SCHEDULE_NOTIFY
+        FOPEN_KEEP_CACHE
     struct fuse_attr:
         uint64_t ino, size, blocks, atime, mtime, ctime
         uint32_t atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize, flags
@@ -119,6 +120,7 @@ cdef object _inode = None  # Volume.inode
 cdef dict _names = None  # Service's
 cdef dict _opened = None
 cdef object _pin = None, _unpin = None  # Control's
+cdef dict _breaks = {}  # Volume.breaks
 cdef uint32_t _file_flags = 0, _directory_flags = 0  # FOPEN_*
 
 
@@ -376,6 +378,12 @@ cdef inline bint _is(const char *name, size_t length, const char *other) noexcep
     return length == HEADER + sizeof(fuse_getxattr_in) + n and not memcmp(name, other, n)
 
 
+cpdef uint32_t file_flags(ino):
+    """FOPEN_* of a file that bypasses the cache. An open drops the kernel's pages, and waits until dirty ones are written back,
+    but not while a layout change waits: that holds write-back back."""
+    return _file_flags | FOPEN_KEEP_CACHE if ino in _breaks else _file_flags
+
+
 cdef int _open_any(const fuse_in_header *header, size_t length) except -1:
     cdef const fuse_open_in *arg = <const fuse_open_in *>(<const char *>header + HEADER)
     cdef fuse_open_out out
@@ -395,7 +403,7 @@ cdef int _open_any(const fuse_in_header *header, size_t length) except -1:
         return 0
     memset(&out, 0, sizeof(out))
     out.fh = fh
-    out.open_flags = _file_flags if is_file else _directory_flags
+    out.open_flags = file_flags(header.nodeid) if is_file else _directory_flags
     answer(header.unique, &out, sizeof(out))
     return 1
 
@@ -490,13 +498,13 @@ cdef int _ioctl_unpin(const fuse_in_header *header, const daxfs_unpin *given, Op
     return 1
 
 
-def install(inode, dict names, dict opened, pin, unpin, *, uint32_t block_size, uint32_t file_flags,
+def install(inode, dict names, dict opened, pin, unpin, *, dict breaks, uint32_t block_size, uint32_t file_flags,
             uint32_t directory_flags, bint quick, bint direct):
     """What the service has. `inode`: Volume.inode. `pin(file, offset, length, flags, task, uid)` gives a Pin, `unpin(file, id)`
-    takes it back. The flags are those of the replies to OPEN and OPENDIR. Without `quick` Python answers everything. `direct`: no
-    file goes through the kernel's cache; else caching.py looks at each open and stat."""
-    global _inode, _names, _opened, _pin, _unpin, _block_size, _file_flags, _directory_flags
-    _inode, _names, _opened, _pin, _unpin = inode, names, opened, pin, unpin
+    takes it back. `breaks`: Volume's. The flags are those of the replies to OPEN and OPENDIR. Without `quick` Python answers
+    everything. `direct`: no file goes through the kernel's cache; else caching.py looks at each open and stat."""
+    global _inode, _names, _opened, _breaks, _pin, _unpin, _block_size, _file_flags, _directory_flags
+    _inode, _names, _opened, _breaks, _pin, _unpin = inode, names, opened, breaks, pin, unpin
     _block_size, _file_flags, _directory_flags = block_size, file_flags, directory_flags
     remove()
     if quick:

@@ -27,6 +27,7 @@ from daxfs.core.volume import Volume
 from daxfs.daemon import requests, session, twins
 from daxfs.daemon.caching import Caching
 from daxfs.daemon.coherence import COHERENCE_MS, Coherence
+from daxfs.daemon.dying import Dying
 from daxfs.daemon.requests import OpenFile
 from daxfs.daemon.waiting import Waiting
 from daxfs.errors import BadDescriptor, BadHandle, FsError, NoMemory
@@ -94,6 +95,7 @@ class Service:
         self.opened: dict[int, dict[int, OpenFile]] = {}  # regular files by inode and handle
         self.unpinned = trio.Event()  # the delayed free has work
         self.waiting = Waiting(volume, self.start)
+        self.waiting.on_break = Dying(self).watch
         self.caching = Caching(self, dax, self.start)
         self.coherence = Coherence(self, on=not self.caching.on, coherence_ms=coherence_ms, start=self.start)
         self.waiting.on_end = self.coherence.ended

@@ -155,6 +155,10 @@ def retrieve(unique: int, ino: int, offset: int, size: int) -> None:
     """Have the kernel send what it has of a file in its page cache, as a request NOTIFY_REPLY of this number: pages from
     `offset` on, up to the first that it does not have. Nothing is sent when the inode is not known. Does not wait."""
 
+def notify_store(ino: int, offset: int, data: bytes) -> None:
+    """Put bytes into the kernel's pages of a file, which is at least so long for it then. Waits for the lock of a page: from
+    a worker thread only."""
+
 def inval_entry(parent: int, name: bytes) -> None:
     """Drop a cached name. Waits for the kernel's lock of the directory: from a worker thread only."""
 

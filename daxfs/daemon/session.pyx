@@ -49,7 +49,7 @@ cdef extern from "fuseio.h" nogil:
         FUSE_CACHE_SYMLINKS, FUSE_WRITEBACK_CACHE, FUSE_HANDLE_KILLPRIV_V2, FUSE_SETXATTR_EXT, FUSE_INIT_EXT
         FUSE_FORGET, FUSE_READ, FUSE_WRITE, FUSE_INIT, FUSE_INTERRUPT, FUSE_SETXATTR, FUSE_BATCH_FORGET
         FUSE_NOTIFY_REPLY
-        FUSE_NOTIFY_POLL, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY, FUSE_NOTIFY_RETRIEVE
+        FUSE_NOTIFY_POLL, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY, FUSE_NOTIFY_RETRIEVE, FUSE_NOTIFY_STORE
     const uint64_t FUSE_DIRECT_IO_ALLOW_MMAP
     struct fuse_write_in:
         pass
@@ -60,6 +60,9 @@ cdef extern from "fuseio.h" nogil:
     struct fuse_notify_inval_inode_out:
         uint64_t ino
         int64_t off, len
+    struct fuse_notify_store_out:
+        uint64_t nodeid, offset
+        uint32_t size, padding
     struct fuse_notify_retrieve_out:
         uint64_t notify_unique, nodeid, offset
         uint32_t size, padding
@@ -843,6 +846,20 @@ def inval_entry(uint64_t parent, bytes name):
     iov[2].iov_base = PyBytes_AS_STRING(name)
     iov[2].iov_len = <size_t>len(name) + 1  # with its NUL
     _notify(FUSE_NOTIFY_INVAL_ENTRY, iov, 3)
+
+
+def notify_store(uint64_t ino, uint64_t offset, bytes data):
+    cdef fuse_notify_store_out out
+    cdef iovec iov[3]
+    memset(&out, 0, sizeof(out))
+    out.nodeid = ino
+    out.offset = offset
+    out.size = <uint32_t>len(data)
+    iov[1].iov_base = &out
+    iov[1].iov_len = sizeof(out)
+    iov[2].iov_base = PyBytes_AS_STRING(data)
+    iov[2].iov_len = <size_t>len(data)
+    _notify(FUSE_NOTIFY_STORE, iov, 3)
 
 
 def notify_poll(uint64_t kh):

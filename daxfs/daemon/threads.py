@@ -30,7 +30,11 @@ def pin(cpu: int) -> None:
 async def in_thread(
     work: Callable[..., T], *args: object, abandon_on_cancel: bool = False, limiter: trio.CapacityLimiter | None = None
 ) -> T:
-    """trio.to_thread.run_sync, on any CPU; NoMemory if there is none for another thread."""
+    """trio.to_thread.run_sync, on any CPU. `limiter`: of work that must not queue behind threads that hang in the kernel.
+
+    Raises:
+        NoMemory: there is none for another thread.
+    """
     job = functools.partial(_freed, work, *args)
     while True:
         try:

@@ -7,7 +7,8 @@ Rules
   pin that it named still stands in the way: a look may be long where a file has very many pins.
 - A wait ends with the handler's own answer, with EINTR when the caller is interrupted or killed (nothing changed), or by its
   time limit, after which the handler is told that this kind of wait is overdue and decides.
-- While a layout change waits it is in `volume.breaks`, so that new pins of its range wait behind it.
+- While a layout change waits it is in `volume.breaks`, so that new pins of its range wait behind it, and `on_break` is told,
+  so that holders that are dying are found (dying.py).
 
 (The kernel holds the file's own lock during truncate(2) and fallocate(2), also while they wait here: another write or
 truncate of the same file queues up in the kernel. Reads, stat, ioctls and all other files go on.)
@@ -42,6 +43,7 @@ class Waiting:
         self._start = start
         self._lots: dict[int, trio.lowlevel.ParkingLot] = {}
         self._overdue: dict[int, set[str]] = {}
+        self.on_break: Callable[[], None] = lambda: None
         self.on_end: Callable[[Request], None] = lambda request: None  # a request that waited is answered
         self._rules = 0  # moves when waiters shall look again, whoever stands in the way
 
@@ -155,6 +157,7 @@ class Waiting:
         waiting = Break(busy.first, busy.count)
         breaks = self._volume.breaks.setdefault(busy.ino, [])
         breaks.append(waiting)
+        self.on_break()
         try:
             yield
         finally:

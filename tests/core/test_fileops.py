@@ -153,6 +153,14 @@ def test_truncate_gives_back_what_lies_behind_the_end(vol: Volume, file: Inode) 
     assert vol.free == free
 
 
+@pytest.mark.parametrize(("size", "left"), [(9 * B, 16), (3 * B - 5, 3), (3 * B - 6, 3), (0, 0), (3 * B - 4, 16)])
+def test_truncate_of_a_file_that_is_longer_for_its_user(vol: Volume, file: Inode, size: int, left: int) -> None:
+    """What is written but on its way counts: only a truncate beyond it keeps what was preallocated."""
+    fallocate(vol, NOW, file, KEEP, 0, 16 * B)
+    attributes.setattr(vol, NOW, file, Attributes(size=size, known_size=3 * B - 5))
+    assert (file.size, sum(count for _, count, _ in shape(file))) == (size, left)
+
+
 # -- the largest file --
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from daxfs import abi
 from daxfs.core import fileops, holding, namespace
+from daxfs.core.breaking import Break
 from daxfs.core.inode import Inode
 from daxfs.core.namespace import Caller
 from daxfs.core.pins import Holder
@@ -23,7 +24,7 @@ from daxfs.errors import BadArgument, Busy, LayoutBusy
 from tests.core.image import NOW, fresh_volume
 
 WRITE = abi.FOLL_PIN | abi.FOLL_WRITE
-CACHED, DIRECT = protocol.FOPEN_KEEP_CACHE, protocol.FOPEN_DIRECT_IO | protocol.FOPEN_PARALLEL_DIRECT_WRITES
+CACHED, DIRECT = protocol.FOPEN_KEEP_CACHE, caching.DIRECT_FLAGS
 
 
 class Bench:
@@ -34,8 +35,8 @@ class Bench:
         monkeypatch.setattr(Service, "start", lambda _, *work: self.tasks.append(work))
         self.service = service = Service(volume, "/nowhere", dax)
         requests.install(
-            volume.inode, service.names, service.opened, None, None, block_size=volume.block_size, file_flags=0,
-            directory_flags=0, quick=False, direct=False,
+            volume.inode, service.names, service.opened, None, None, breaks=volume.breaks, block_size=volume.block_size,
+            file_flags=caching.DIRECT_FLAGS, directory_flags=0, quick=False, direct=False,
         )  # fmt: skip
         self.caching = self.service.caching
         self.volume = volume
@@ -92,6 +93,15 @@ def test_always_is_always_direct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert caching.init_flags("always") & session.INIT_DIRECT_IO_ALLOW_MMAP
     assert caching.init_flags("never") & session.INIT_WRITEBACK_CACHE
     assert not caching.init_flags("never") & session.INIT_DIRECT_IO_ALLOW_MMAP
+
+
+def test_an_open_drops_no_pages_while_a_layout_change_waits(bench: Bench) -> None:
+    """It would wait for write-back, which the kernel holds back until the change is answered."""
+    file = bench.open(bench.file(), os.O_RDWR | abi.O_PIN)
+    bench.volume.breaks[file.inode.ino] = [Break(0, 1)]
+    assert bench.caching.flags(file) == DIRECT | protocol.FOPEN_KEEP_CACHE
+    del bench.volume.breaks[file.inode.ino]
+    assert bench.caching.flags(file) == DIRECT
 
 
 def test_pages_of_a_direct_file(bench: Bench) -> None:

@@ -125,8 +125,9 @@ def opened() -> dict[int, dict[int, requests.OpenFile]]:
         raise AssertionError
 
     requests.install(
-        unasked, {}, found, unasked, unasked, block_size=4096, file_flags=0, directory_flags=0, quick=False, direct=True
-    )
+        unasked, {}, found, unasked, unasked, breaks={}, block_size=4096, file_flags=0, directory_flags=0, quick=False,
+        direct=True,
+    )  # fmt: skip
     return found
 
 

@@ -4,6 +4,7 @@ that a pinned file never has a page in it: what a device writes is what the next
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import mmap
 import os
@@ -119,6 +120,77 @@ def test_what_is_dirty_is_data_to_seek_copy_and_punch(path: Path) -> None:
     assert os.pread(fd, 2 * BLOCK, 0) == b"f" * (BLOCK // 2) + bytes(BLOCK) + b"g" * (BLOCK // 2)
     os.close(fd)
     assert path.read_bytes()[: 2 * BLOCK] == b"f" * (BLOCK // 2) + bytes(BLOCK) + b"g" * (BLOCK // 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "blocks"), [(10_000, 3), (5000, 2), (4096, 1), (0, 0), (12_288, 256), (20_000, 256)]
+)
+def test_truncate_gives_preallocated_blocks_back_before_anything_is_written(path: Path, size: int, blocks: int) -> None:
+    """To a size that is not greater than the kernel's; one that grows keeps them, as on ext4 and XFS."""
+    with open(path, "w+b", buffering=0) as file:
+        file.write(b"x" * 10_000)
+        syscalls.fallocate(file.fileno(), KEEP_SIZE, 0, 1 << 20)
+        os.ftruncate(file.fileno(), size)
+        os.fsync(file.fileno())
+        assert os.fstat(file.fileno()).st_blocks * 512 // BLOCK == blocks
+        assert os.pread(file.fileno(), 30_000, 0) == (b"x" * min(size, 10_000)).ljust(size, b"\0")
+
+
+def copied(fd: int, source: Path) -> None:
+    source.write_bytes(b"new" * 100)
+    with open(source, "rb") as file:
+        syscalls.copy_range(file.fileno(), 0, fd, 6000, 300)
+
+
+GROWN: dict[str, Callable[[int, Path], object]] = {
+    "ftruncate": lambda fd, _: os.ftruncate(fd, BLOCK),
+    "ftruncate-far": lambda fd, _: os.ftruncate(fd, 3 * BLOCK + 7),
+    "fallocate": lambda fd, _: syscalls.fallocate(fd, 0, 0, BLOCK),
+    "fallocate-behind": lambda fd, _: syscalls.fallocate(fd, 0, 2 * BLOCK, BLOCK),
+    "zero-range": lambda fd, _: syscalls.fallocate(fd, syscalls.ZERO_RANGE, 2 * BLOCK, BLOCK),
+    "copy": copied,
+}
+
+
+@pytest.mark.parametrize("synced", [False, True])
+@pytest.mark.parametrize("how", GROWN)
+def test_bytes_behind_the_end_do_not_show_when_the_file_grows(path: Path, how: str, synced: bool) -> None:
+    """A mapping has stored them there. What was written before the end, and not written back, stays."""
+    with open(path, "w+b", buffering=0) as file:
+        file.write(b"A" * 100)
+        if synced:
+            os.fsync(file.fileno())
+        with mmap.mmap(file.fileno(), 0) as view:
+            _store_behind(view, 100, b"B" * (BLOCK - 100))
+            GROWN[how](file.fileno(), path.with_name("source"))
+            size = os.fstat(file.fileno()).st_size
+            assert size >= BLOCK
+            for _ in range(2):  # from the cache, and from the blocks
+                data = os.pread(file.fileno(), size, 0)
+                assert data[:100] == b"A" * 100
+                assert data[100:].replace(b"new", bytes(3)) == bytes(size - 100)
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def test_what_is_stored_behind_the_end_after_it_grew_stays(path: Path) -> None:
+    """The kernel's page of the end, and the one behind: nothing of them is taken for garbage later."""
+    with open(path, "w+b", buffering=0) as file:
+        for n in range(1, 40):
+            file.write(b"A" * 100)
+            end = file.tell()
+            os.ftruncate(file.fileno(), end + 2000)
+            with mmap.mmap(file.fileno(), 0) as view:
+                view[end : end + 1000] = bytes([n]) * 1000
+                assert os.pread(file.fileno(), 2000, end) == bytes([n]) * 1000 + bytes(1000)
+                os.fsync(file.fileno())
+                assert os.pread(file.fileno(), 2000, end) == bytes([n]) * 1000 + bytes(1000)
+            file.seek(end + 2000)
+
+
+def _store_behind(view: mmap.mmap, at: int, data: bytes) -> None:
+    """Into the mapped page, where Python says that there is nothing."""
+    ctypes.memmove(ctypes.addressof(ctypes.c_char.from_buffer(view)) + at, data, len(data))
 
 
 def test_pages_are_read_through_handles_that_only_write(path: Path) -> None:

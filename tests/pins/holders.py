@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
+import mmap
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 from tests.mount.harness import REPOSITORY
 
 BLOCK = 4096
+SYS_EXIT = {"x86_64": 60}.get(platform.machine(), 93)  # of one thread
 
 
 class Holder:
@@ -26,10 +31,16 @@ class Holder:
         self.pid = self.process.pid
 
     def ask(self, act: str, *arguments: object) -> Any:
+        self.tell(act, *arguments)
+        return self.answer()
+
+    def tell(self, act: str, *arguments: object) -> None:
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps([act, *arguments]).encode() + b"\n")
         self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        assert self.process.stdout is not None
         code, value = json.loads(self.process.stdout.readline())
         if code:
             raise OSError(code, value)
@@ -83,6 +94,13 @@ class Acts:
         assert self.file is not None
         os.close(self.file.fileno())
 
+    def reopen(self, path: str) -> None:
+        self.file = self.client.open(path, "r+")
+
+    def append(self, text: str) -> None:
+        assert self.file is not None
+        os.pwrite(self.file.fileno(), text.encode(), os.fstat(self.file.fileno()).st_size)
+
     def load(self, pin_id: int) -> str:
         return bytes(self.pins[pin_id].map()).hex()
 
@@ -98,6 +116,32 @@ class Acts:
         assert self.file is not None
         event = self.file.next_event()
         return event and [event.type, event.pin_id, event.offset, event.length]
+
+    def map(self, path: str, blocks: int) -> None:
+        """Map a file of the mount as ordinary programs do."""
+        with open(path, "r+b") as file:
+            self.mapping = mmap.mmap(file.fileno(), blocks * BLOCK)
+
+    def dirty(self, block: int) -> None:
+        """Store a byte through that mapping: the kernel has a page to write back from now on."""
+        self.mapping[block * BLOCK] ^= 0xFF
+
+    def threads(self, count: int) -> None:
+        for _ in range(count):
+            threading.Thread(target=signal.pause, daemon=True).start()
+
+    def leave_to_thread(self) -> None:
+        """The thread that the process began with ends, another one goes on."""
+        threading.Thread(target=serve, args=[self]).start()
+        print(json.dumps([0, None]), flush=True)
+        ctypes.CDLL(None).syscall(SYS_EXIT, 0)
+
+    def register(self, blocks: int) -> int:
+        return self.pin(0, blocks * BLOCK, {"on_demand": True})
+
+    def lease(self) -> None:
+        assert self.file is not None
+        self.lease_ = self.file.lease(0, 0)
 
     def fork(self) -> int:
         child = os.fork()
@@ -129,9 +173,7 @@ class Acts:
         return os.pread(self.file.fileno(), length, offset).hex()
 
 
-def main() -> None:
-    path, mode = sys.argv[1:]
-    acts = Acts(path, mode)
+def serve(acts: Acts) -> None:
     for line in sys.stdin:
         act, *arguments = json.loads(line)
         try:
@@ -142,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Acts(*sys.argv[1:]))
