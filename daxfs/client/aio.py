@@ -35,7 +35,7 @@ from daxfs import abi
 from daxfs.client import calls
 from daxfs.client import file as sync
 from daxfs.client.calls import PinError
-from daxfs.client.closing import this_process
+from daxfs.client.closing import Process, this_process
 from daxfs.client.events import Event, Lease
 from daxfs.client.file import File, Pin
 from daxfs.client.reports import Path
@@ -57,7 +57,7 @@ class AsyncFile:
         self.file = file
         self._epoll = select.epoll()
         self._epoll.register(file.fileno(), select.EPOLLPRI)
-        self._lent: set[int] = set()  # duplicates of the descriptor that threads use
+        self._lent: dict[int, Process] = {}  # duplicates of the descriptor, each with the process whose thread closes it
 
     async def pin(
         self, offset: int = 0, length: int | None = None, *, write: bool = False, longterm: bool = False
@@ -101,7 +101,7 @@ class AsyncFile:
         """The result of a call that may wait, made in a thread. `undo` takes back one that nobody waits for any more."""
         caller = this_process()
         fd = os.dup(self.file.fileno())
-        self._lent.add(fd)
+        self._lent[fd] = caller
         lock = threading.Lock()
         results: list[T] = []
         abandoned = False
@@ -115,7 +115,7 @@ class AsyncFile:
                         undo(fd, result)
                 return result
             finally:
-                self._lent.remove(fd)
+                del self._lent[fd]
                 os.close(fd)
 
         try:
@@ -152,9 +152,8 @@ class AsyncFile:
         if not self._epoll.closed:
             if self.file.mine:
                 trio.lowlevel.notify_closing(self._epoll.fileno())
-            else:
-                for fd in self._lent:  # the threads that would close them are not here
-                    os.close(fd)
+            for fd in [fd for fd, process in self._lent.items() if process is not this_process()]:
+                os.close(fd)  # the thread that would do it is not here
             self._epoll.close()
             self.file.close()
         await trio.lowlevel.checkpoint()

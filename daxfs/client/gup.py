@@ -165,15 +165,13 @@ class _AddressSpace:
         return next((vma for vma in self._maps if vma.vm_start <= address < vma.vm_end), None)
 
 
-    def survive_forks(self) -> None:
-        """A child of one thread shall not find the lock of another one closed for ever."""
-        os.register_at_fork(
-            before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release
-        )
+    def forked(self) -> None:
+        """In a child: the thread that may have had the lock is not here."""
+        self._lock = threading.Lock()
 
 
 _mm = _AddressSpace()
-_mm.survive_forks()
+os.register_at_fork(after_in_child=_mm.forked)
 
 
 def mmap(file: File, length: int, prot: int = PROT_READ | PROT_WRITE, offset: int = 0) -> Vma:

@@ -39,7 +39,7 @@ def outcomes(shared_mount: Mounted) -> Outcomes:
             command = [sys.executable, "-m", "tests.client.forks", shared_mount.fresh_directory(), ending, *kinds]
             done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=REPOSITORY)
             assert done.returncode == 0, done.stderr
-            found[ending] = {kind: f"{wrong}\n{done.stderr}" if wrong else "" for kind, wrong in json.loads(done.stdout).items()}
+            found[ending] = {kind: wrong and f"{wrong}\n{done.stderr}" for kind, wrong in json.loads(done.stdout).items()}
         return found[ending]
 
     return of
