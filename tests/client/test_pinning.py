@@ -121,7 +121,7 @@ def test_closing_the_file_lets_everything_go(path: Path, shared_mount: Mounted) 
         view = file.pin(0, BLOCK).map()
         file.pin(BLOCK, BLOCK)
         piece = view[:1]
-        assert client.info(shared_mount.path)["pinned"] == 2
+        assert client.info(shared_mount.path)["pinned"] == 2, client.pins(shared_mount.path)
     eventually("the last close has released them", lambda: client.info(shared_mount.path)["pinned"] == 0)
     assert bytes(piece) == b"\0"
 
