@@ -34,6 +34,8 @@ typedef struct {
 #define DX_HOT_READ 1u
 #define DX_HOT_WRITE 2u  /* overwrite in place of written blocks below `size` */
 
+struct dx_pages;
+
 typedef struct dx_map {
     dx_leaf *leaves;
     uint32_t nleaves, cap;
@@ -43,6 +45,7 @@ typedef struct dx_map {
     uint64_t *times;          /* the inode's three time words on media: mtime, ctime, atime (layout.py time_word) */
     uint32_t block_shift;
     uint32_t hot;
+    struct dx_pages *pages;   /* the daemon's: what the kernel may have of the file in its page cache, NULL: nothing */
 } dx_map;
 
 /* The extent that holds block `logical`, or else the first one behind it; NULL when there is neither. */

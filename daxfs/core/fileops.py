@@ -97,6 +97,14 @@ def write(vol: Volume, now: int, inode: Inode, offset: int, data: bytes | memory
     return len(data)
 
 
+def overwrite(vol: Volume, now: int, inode: Inode, offset: int, data: bytes) -> None:
+    """Store bytes over written blocks within the file, and nothing else: no transaction, no privileges lost. Poisoned."""
+    vol.check_writable()
+    _clear_poison(vol, inode, offset, offset + len(data))
+    _store(vol, inode, offset, memoryview(data))
+    inode.touch_in_place(mtime=now, ctime=now)  # with a fence, for the data as well
+
+
 def _clear_poison(vol: Volume, inode: Inode, offset: int, end: int) -> None:
     """A write is about to store a range: poisoned blocks of which nothing old will be left are sound. Poisoned if not all
     are."""

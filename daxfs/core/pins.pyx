@@ -396,6 +396,12 @@ cdef class PinTable:
         """How many registrations on demand a file has."""
         return self._on_demand.get(ino, 0)
 
+    def held(self, ino, uint64_t start, uint64_t count):
+        """The parts of a run of a file's blocks that holders may reach: pinned, or perhaps registered on demand."""
+        if ino in self._on_demand:
+            return [(start, count)]
+        return self.counts.split([(start, count)])[1]
+
     def holds(self, owner, holder, ino, start, end):
         """Whether an owner, or a process, has a pin of a range of bytes of a file."""
         cdef _Account account = self._accounts.get(holder.process)

@@ -20,6 +20,8 @@ cdef extern from "extents.h" nogil:
         uint64_t block
         uint64_t next
         uint32_t dirty
+    struct dx_pages:
+        pass
     ctypedef struct dx_map:
         dx_leaf *leaves
         uint32_t nleaves
@@ -31,6 +33,7 @@ cdef extern from "extents.h" nogil:
         uint64_t *times
         uint32_t block_shift
         uint32_t hot
+        dx_pages *pages
     const dx_extent *dx_find(const dx_map *m, uint64_t logical, uint32_t *leaf_at, uint32_t *extent_at)
     const dx_extent *dx_next(const dx_map *m, uint32_t *leaf_at, uint32_t *extent_at)
 

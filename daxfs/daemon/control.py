@@ -15,16 +15,20 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import trio
+
 from daxfs import __version__, abi
 from daxfs.core import attributes, fileops, holding
 from daxfs.core.breaking import Breaker
 from daxfs.core.pins import Pin
 from daxfs.daemon import holders, pages, protocol, session
 from daxfs.daemon.admin import Admin
+from daxfs.daemon.coherence import ALL, Claim
 from daxfs.daemon.hca import Hca
 from daxfs.daemon.requests import OpenFile
 from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
+from daxfs.daemon.twins import PAGE
 from daxfs.errors import BadArgument, BadDescriptor, FsError, NoDevice, NoMemory, NotSupported, TryAgain
 
 _ROOM = abi.PAGE_BYTES - abi.PAGE.size  # bytes of records in a page
@@ -74,11 +78,16 @@ class Control:
 
     # -- pins --
 
-    def pin(self, file: OpenFile, offset: int, length: int, flags: int, task: int) -> Pin:
+    def pin(
+        self, file: OpenFile, offset: int, length: int, flags: int, task: int, uid: int, claim: Claim | None = None
+    ) -> Pin:
+        """`claim`: see Coherence.before_pin."""
         if session.short():
             raise NoMemory("no pins before there is memory again")
         if self.service.caching.on:
             self.service.caching.before_pin(file, flags)
+        else:
+            self.service.coherence.before_pin(file.inode, offset, length, flags, uid, claim)
         inode, mapped, at = file.inode, file.inode.map, now()
         blocks = mapped.blocks
         pin = holding.pin(
@@ -99,7 +108,7 @@ class Control:
         offset, length, flags, zero, *_ = abi.PIN.unpack(argument)
         if zero:
             raise BadArgument("the reserved field of a pin must be 0")
-        pin = self.pin(file, offset, length, flags, request.pid)
+        pin = self.pin(file, offset, length, flags, request.pid, request.uid, request)
         return abi.PIN.pack(offset, length, flags, 0, pin.id, len(pin.runs), pin.blocks)
 
     def _unpin(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
@@ -149,7 +158,7 @@ class Control:
         self.service.moved(file.inode.ino)
         return argument
 
-    def _change(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
+    def _change(self, file: OpenFile, argument: bytes, request: Request) -> bytes | None:
         offset, length, op, flags = abi.CHANGE.unpack(argument)
         if flags & ~abi.CHANGE_NOWAIT or op not in (abi.CHANGE_TRUNCATE, abi.CHANGE_PUNCH):
             raise BadArgument("unknown change or flags")
@@ -157,16 +166,28 @@ class Control:
             raise BadDescriptor("the descriptor is not open for writing")
         if self.service.caching.on:
             raise NotSupported("with dax=never the kernel owns the size and the pages: use truncate(2) and fallocate(2)")
-        overdue = self.service.waiting.overdue(request)
+        overdue, coherence = self.service.waiting.overdue(request), self.service.coherence
         breaker = Breaker(file.fh, bool(flags & abi.CHANGE_NOWAIT), overdue)
+        old_size = file.inode.size
+        start, end = (offset, ALL * PAGE) if op == abi.CHANGE_TRUNCATE else (offset, offset + length)
+        coherence.clear(request, file.inode, start, end)
         if op == abi.CHANGE_TRUNCATE:
             new = attributes.Attributes(size=offset, kill_priv=request.uid != 0, breaker=breaker)
             attributes.setattr(self._volume, now(), file.inode, new)
         else:
             mode = fileops.FALLOC_PUNCH_HOLE | fileops.FALLOC_KEEP_SIZE
             fileops.fallocate(self._volume, now(), file.inode, mode, offset, length, breaker=breaker)
-        self.service.stale_data(file.inode)
-        return argument
+        self.service.stale(file.inode)
+        dropped = coherence.changed(file.inode, old_size, start, end)
+        if dropped.is_set():
+            return argument
+        self.service.start(self._answer_when, dropped, request, argument)
+        return None
+
+    async def _answer_when(self, dropped: trio.Event, request: Request, argument: bytes) -> None:
+        await dropped.wait()
+        if not request.answered:
+            request.reply(_DONE + argument)
 
     def poll(self, request: Request) -> None:
         """A descriptor that holds pins or leases is readable (and urgent) when an event waits; any other one always is."""
@@ -221,6 +242,7 @@ class Control:
             "image_id": list(volume.pmem.file_id),
             "mount": self.service.mountpoint,
             "dax": "never" if self.service.caching.on else "always",
+            "coherence": self.service.coherence.facts(),
             "settings": asdict(volume.settings),
             "pid": os.getpid(),
             "readonly": volume.readonly,

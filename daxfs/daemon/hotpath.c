@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 
 #include "hotpath.h"
+#include "kernelpages.h"
 #include "lostpages.h"
 #include "persist.h"
 
@@ -166,6 +167,23 @@ static int collect(const dx_map *map, uint64_t at, uint64_t length, int gaps, st
 
 /* -- requests -------------------------------------------------------------------------------------------------------- */
 
+void dx_note_read(const dx_map *map, uint32_t open_flags)
+{
+    if (dx_hot.atime && !(open_flags & O_NOATIME))
+        touch_read(map);
+}
+
+/* Whether the kernel may get these pages from here; it is noted that it has them, before it does. */
+static int may_fill(const dx_map *map, const struct fuse_read_in *arg)
+{
+    if (!dx_hot.pages)
+        return 1;
+    if (!map->pages || map->pages->careful)
+        return 0;
+    dx_pages_add(map->pages, arg->offset >> DX_PAGE_SHIFT, (arg->offset + arg->size + DX_PAGE - 1) >> DX_PAGE_SHIFT);
+    return 1;
+}
+
 static int hot_read(const struct fuse_in_header *in, const struct fuse_read_in *arg)
 {
     const unsigned fills = arg->read_flags & FUSE_READ_LOCKOWNER ? 0 : DX_FILLS;
@@ -179,7 +197,7 @@ static int hot_read(const struct fuse_in_header *in, const struct fuse_read_in *
     length = arg->offset < map->size ? map->size - arg->offset : 0;
     if (length > arg->size)
         length = arg->size;
-    if (length > READ_MAX)
+    if (length > READ_MAX || (fills && !may_fill(map, arg)))
         return 0;
     count = collect(map, arg->offset, length, 1, iov + 1);
     if (count < 0)
@@ -190,22 +208,40 @@ static int hot_read(const struct fuse_in_header *in, const struct fuse_read_in *
         dx_touch(iov + 1, count);
         return 1;
     }
-    if (dx_hot.atime && !(arg->flags & O_NOATIME))
-        touch_read(map);
+    dx_note_read(map, arg->flags);
     dx_hot.reads++;
     dx_hot.read_bytes += length;
     return 1;
+}
+
+void dx_end_write(const struct fuse_in_header *in, const struct fuse_write_in *arg, const dx_map *map)
+{
+    struct fuse_write_out out = {.size = arg->size};
+    struct iovec iov[2];
+
+    if (!(arg->write_flags & FUSE_WRITE_CACHE && dx.init_flags & FUSE_WRITEBACK_CACHE)) /* then the kernel keeps times */
+        touch_write(map);
+    dx_fence(); /* data and times are on the medium before the caller hears of it */
+    if (dx_lost.fresh) { /* what was stored may have gone nowhere */
+        dx_answer(in->unique, EIO, iov, 1);
+        return;
+    }
+    iov[1] = (struct iovec){.iov_base = &out, .iov_len = sizeof(out)};
+    dx_answer(in->unique, 0, iov, 2);
+    dx_hot.writes++;
+    dx_hot.write_bytes += arg->size;
 }
 
 static int hot_write(const struct fuse_in_header *in, const struct fuse_write_in *arg)
 {
     const dx_map *map = hot_map(arg->fh, DX_WRITABLE, DX_HOT_WRITE);
     const uint8_t *data = (const uint8_t *)(arg + 1);
-    struct fuse_write_out out = {.size = arg->size};
-    struct iovec pieces[PIECES_MAX], iov[2];
+    struct iovec pieces[PIECES_MAX];
     int count, i;
 
     if (!map || (arg->flags & O_APPEND) || !arg->size)
+        return 0;
+    if (arg->write_flags & FUSE_WRITE_CACHE && map->pages && map->pages->twins)
         return 0;
     if (arg->offset > map->size || arg->size > map->size - arg->offset)
         return 0;
@@ -216,17 +252,7 @@ static int hot_write(const struct fuse_in_header *in, const struct fuse_write_in
         dx_store(pieces[i].iov_base, data, pieces[i].iov_len);
         data += pieces[i].iov_len;
     }
-    if (!(arg->write_flags & FUSE_WRITE_CACHE && dx.init_flags & FUSE_WRITEBACK_CACHE)) /* then the kernel keeps times */
-        touch_write(map);
-    dx_fence(); /* data and times are on the medium before the caller hears of it */
-    if (dx_lost.fresh) { /* what was stored may have gone nowhere */
-        dx_answer(in->unique, EIO, iov, 1);
-        return 1;
-    }
-    iov[1] = (struct iovec){.iov_base = &out, .iov_len = sizeof(out)};
-    dx_answer(in->unique, 0, iov, 2);
-    dx_hot.writes++;
-    dx_hot.write_bytes += arg->size;
+    dx_end_write(in, arg, map);
     return 1;
 }
 

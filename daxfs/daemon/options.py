@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from daxfs.core import policy
-from daxfs.daemon import caching, session
+from daxfs.daemon import caching, coherence, session
 from daxfs.errors import BadArgument, NotPermitted
 
 # Options that go to the kernel's mount call as they are. As mount(8) has it, suid and dev are on when root mounts.
@@ -33,7 +33,7 @@ _WORDS = {
 _PLAIN = {"dax", "hotpath"}
 _SECONDS = {"wait_s", "lease_break_s", "invalidate_s", "enospc_wait_s"}
 _BLOCKS = {"pins_max"}
-_RUNNING = {"cpu", "spin_us"}
+_RUNNING = {"cpu", "spin_us", "coherence_ms"}
 _PRIVILEGED = {"suid", "dev"}
 
 
@@ -46,6 +46,7 @@ class MountOptions:
     hotpath: bool = True
     cpu: int | None = None  # the serving thread runs on this one only
     spin_us: int = session.SPIN_US
+    coherence_ms: int = coherence.COHERENCE_MS
     kernel: frozenset[str] = frozenset()
     settings: policy.Settings = field(default_factory=policy.Settings)
 
@@ -69,6 +70,7 @@ class MountOptions:
             hotpath=chosen.get("hotpath") != "off",
             cpu=int(chosen["cpu"]) if "cpu" in chosen else None,
             spin_us=int(chosen.get("spin_us", session.SPIN_US)),
+            coherence_ms=int(chosen.get("coherence_ms", coherence.COHERENCE_MS)),
             kernel=frozenset(chosen.keys() & _KERNEL),
             settings=policy.Settings(**_settings(chosen)),
         )
@@ -108,6 +110,9 @@ def _check_number(name: str, value: str, option: str) -> None:
         raise BadArgument(f"-o {option}: there is no such CPU for this process; there are: {_ranges(cpus)}")
     if name == "spin_us" and not (_is_number(value) and int(value) <= session.SPIN_US_MAX):
         raise BadArgument(f"-o {option}: spin_us is a number of microseconds, from 0 to {session.SPIN_US_MAX}")
+    if name == "coherence_ms" and not (_is_number(value) and int(value) <= coherence.COHERENCE_MS_MAX):
+        most = coherence.COHERENCE_MS_MAX
+        raise BadArgument(f"-o {option}: coherence_ms is a number of milliseconds, from 0 (off) to {most}")
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -19,6 +19,7 @@ STATFS, RELEASE, FSYNC, SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR, FLUSH = 17, 
 OPENDIR, READDIR, RELEASEDIR, FSYNCDIR, ACCESS, CREATE, IOCTL, POLL = 27, 28, 29, 30, 34, 35, 39, 40
 BATCH_FORGET, FALLOCATE, READDIRPLUS, RENAME2, LSEEK, COPY_FILE_RANGE = 42, 43, 44, 45, 46, 47
 TMPFILE, STATX, COPY_FILE_RANGE_64 = 51, 52, 53
+NOTIFY_REPLY = 41
 
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 FATTR_ATIME, FATTR_MTIME, FATTR_ATIME_NOW, FATTR_MTIME_NOW = 1 << 4, 1 << 5, 1 << 7, 1 << 8
@@ -54,6 +55,7 @@ LSEEK_IN = Struct("=QQI4x")  # fh, offset, whence
 COPY_FILE_RANGE_IN = Struct("=QQQQQQQ")  # fh, offset, other nodeid, other fh, other offset, length, flags
 IOCTL_IN = Struct("=QIIQII")  # fh, flags, number, argument, in_size, out_size, then in_size bytes
 
+RETRIEVED_IN = Struct("=8xQI20x")  # offset, size, then the pages
 POLL_IN = Struct("=QQII")  # fh, kh, flags, events
 
 POLL_OUT = Struct("=I4x")  # revents

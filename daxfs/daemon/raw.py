@@ -22,10 +22,12 @@ from daxfs.core.inode import Inode
 from daxfs.core.policy import POLICY_XATTR
 from daxfs.daemon import protocol, requests, session
 from daxfs.daemon.caching import DIRECT_FLAGS
+from daxfs.daemon.coherence import ALL
 from daxfs.daemon.control import Control
 from daxfs.daemon.names import DIRECTORY_FLAGS, NameRequests, caller
 from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
+from daxfs.daemon.twins import PAGE
 from daxfs.daemon.virtual import Virtual
 from daxfs.errors import BadArgument, Corrupt, Exists, FsError, LayoutBusy, NoSpace, NotPermitted, OutOfRange
 
@@ -55,6 +57,7 @@ class RawRequests:
             self._inode, service.names, service.opened, control.pin, control.unpin, block_size=self._volume.block_size,
             file_flags=DIRECT_FLAGS, directory_flags=DIRECTORY_FLAGS, quick=quick, direct=not service.caching.on,
         )  # fmt: skip
+        service.coherence.install(quick=quick)
 
     def _handlers(self) -> dict[int, Callable[[Request], None]]:
         return self._names.handlers() | {
@@ -83,6 +86,7 @@ class RawRequests:
             protocol.ACCESS: self.not_needed,
             protocol.IOCTL: self._control.ioctl,
             protocol.POLL: self._control.poll,
+            protocol.NOTIFY_REPLY: self.service.coherence.retrieved,
         }
 
     def _translated(self, handler: Callable[[Request], None]) -> Callable[[Request], None]:
@@ -154,6 +158,7 @@ class RawRequests:
             protocol.SETATTR_IN.unpack_from(request.body)
         )
         inode, at = self._inode(request.nodeid), now()
+        old_size = inode.size
 
         def time(bit: int, now_bit: int, seconds: int, nanos: int) -> int | None:
             return at if valid & now_bit else seconds * _NS + nanos if valid & bit else None
@@ -172,7 +177,12 @@ class RawRequests:
         if valid == protocol.FATTR_FLUSH and self.service.caching.on:
             attributes.times_of_writes(self._volume, inode, mtime_s * _NS + mtime_ns, ctime_s * _NS + ctime_ns)
         elif not new.is_empty or request.uid in (0, inode.uid):  # of nothing: the kernel did not check who asks
-            attributes.setattr(self._volume, at, inode, new)
+            try:
+                attributes.setattr(self._volume, at, inode, new)
+            except LayoutBusy:
+                self.service.coherence.change_kept(inode.ino, request)
+                raise
+            self.service.coherence.masked(inode, old_size)
         if new.mtime is not None:
             self.service.caching.times.set_by_kernel(inode)
         request.reply(requests.attr_out(inode))
@@ -273,9 +283,13 @@ class RawRequests:
     def read(self, request: Request) -> None:
         _, offset, size = protocol.READ_IN.unpack_from(request.body)
         inode = self._inode(request.nodeid)
-        if protocol.fills_pages(request.body):
+        if not protocol.fills_pages(request.body):
+            data = fileops.read(self._volume, inode, offset, size)
+        elif self.service.coherence.on and inode.is_file:
+            data = self.service.coherence.fill(request, inode, offset, size)
+        else:
             self.service.caching.fill(inode)
-        data = fileops.read(self._volume, inode, offset, size)
+            data = fileops.read(self._volume, inode, offset, size)
         self.service.accessed(inode)
         request.reply(data)
 
@@ -287,17 +301,39 @@ class RawRequests:
             self._write_back(inode, offset, data)
             written = size
         else:
-            kill_priv, mode = bool(flags & protocol.WRITE_KILL_SUIDGID), inode.mode
+            kill_priv, mode, old_size = bool(flags & protocol.WRITE_KILL_SUIDGID), inode.mode, inode.size
             written = fileops.write(self._volume, now(), inode, offset, data, kill_priv=kill_priv)
             if inode.mode != mode:
                 self.service.stale(inode)
+            if inode.size > old_size and self._answered_later(request, inode, old_size, protocol.WRITE_OUT.pack(written)):
+                return
         request.reply(protocol.WRITE_OUT.pack(written))
+
+    def _answered_later(self, request: Request, inode: Inode, old_size: int, answer: bytes = b"") -> bool:
+        """Whether a request that may have made a file longer is answered when the page of the old end is dropped."""
+        dropped = self.service.coherence.grew(inode, old_size)
+        if dropped is None:
+            return False
+
+        def reply() -> None:
+            if not request.answered:
+                request.reply(answer)
+
+        async def wait() -> None:
+            await dropped.wait()
+            reply()
+
+        request.on_interrupt = reply  # the change is made
+        self.service.start(wait)
+        return True
 
     def _write_back(self, inode: Inode, offset: int, data: memoryview) -> None:
         """Dirty pages of the kernel: it looks at errors, but not at how much was written. NoSpace if not all was."""
         caching, blocks = self.service.caching, inode.map.blocks
         try:
-            if fileops.write(self._volume, now(), inode, offset, data, keep_times=caching.on) < len(data):
+            if not caching.on:
+                self.service.coherence.write_back(inode, offset, data, now())
+            elif fileops.write(self._volume, now(), inode, offset, data, keep_times=True) < len(data):
                 raise NoSpace("the volume is full")
         except NoSpace:
             caching.full(inode)
@@ -309,17 +345,25 @@ class RawRequests:
     def fallocate(self, request: Request) -> None:
         fh, offset, length, mode = protocol.FALLOCATE_IN.unpack_from(request.body)
         inode, breaker = self._inode(request.nodeid), self._breaker(request, fh)
-        kill_priv = _loses_privileges(request)
+        kill_priv, old_size = _loses_privileges(request), inode.size
+        if mode & ~fileops.FALLOC_KEEP_SIZE:
+            self.service.coherence.clear(request, inode, offset, offset + length)
         with self._watched(inode):
             fileops.fallocate(self._volume, now(), inode, mode, offset, length, kill_priv=kill_priv, breaker=breaker)
-        request.reply()
+        if not self._answered_later(request, inode, old_size):
+            request.reply()
 
     def lseek(self, request: Request) -> None:
-        inode = self._inode(request.nodeid)
-        if self.service.caching.may_be_dirty(inode):  # the kernel does not write it back first
+        """The kernel does not write dirty pages back first."""
+        inode, size = self._inode(request.nodeid), self._volume.block_size
+        _, offset, _ = protocol.LSEEK_IN.unpack_from(request.body)
+        if self.service.caching.may_be_dirty(inode):
             self.service.start(self._seek_when_written, request, inode.ino)
-        else:
-            self._seek(request)
+            return
+        first, behind = offset // size, -(-inode.size // size)
+        if first < behind and not inode.map.written(first, behind - first):
+            self.service.coherence.clear(request, inode, 0, ALL * PAGE)
+        self._seek(request)
 
     async def _seek_when_written(self, request: Request, ino: int) -> None:
         await self.service.caching.drop(ino)
@@ -336,13 +380,16 @@ class RawRequests:
             raise BadArgument("copy_file_range knows no flags")
         source, target = self._inode(request.nodeid), self._inode(other)
         length = min(length, COPY_MAX)
-        kill_priv = _loses_privileges(request)
+        kill_priv, old_size = _loses_privileges(request), target.size
+        self.service.coherence.clear(request, source, offset, offset + length)  # the kernel does not write it back
+        self.service.coherence.clear(request, target, other_offset, other_offset + length)
         with self._watched(target):
             copied = fileops.copy_range(
                 self._volume, now(), source, offset, target, other_offset, length, kill_priv=kill_priv
             )
         answer = protocol.COPY_64_OUT if request.opcode == protocol.COPY_FILE_RANGE_64 else protocol.WRITE_OUT
-        request.reply(answer.pack(copied))
+        if not self._answered_later(request, target, old_size, answer.pack(copied)):
+            request.reply(answer.pack(copied))
 
     # -- the volume --
 

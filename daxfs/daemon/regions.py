@@ -28,6 +28,7 @@ from daxfs import abi
 from daxfs.abi_hca import Access
 from daxfs.core import holding
 from daxfs.core.pins import Pin, State
+from daxfs.daemon.coherence import Granting
 from daxfs.daemon.requests import OpenFile
 from daxfs.daemon.service import Service, now
 from daxfs.errors import BadArgument, Busy, FsError, LayoutBusy, NoEntry, Poisoned
@@ -56,6 +57,7 @@ class Region:
     written: bool = False  # by the device, since it was registered
     firsts: list[int] = field(default_factory=list)  # for each run of the pin: how many blocks of it come before
     handle: int = 0
+    claim: Granting | None = None  # while a fault waits
 
     @property
     def on_demand(self) -> bool:
@@ -240,13 +242,33 @@ class Table:
         self._stand_on(region, new)
 
     def _register_again(self, region: Region, old: Pin, first: int, end: int) -> Pin:
-        file = region.file
-        blocks = file.inode.map.blocks
+        """A new pin of the blocks that a range has now. LayoutBusy leaves its claim on the kernel's pages in force."""
+        claim = region.claim = region.claim or Granting()
+        try:
+            new = self._pin(region.file, old, first, end - first, claim)
+        except LayoutBusy:
+            raise
+        except FsError:
+            self._end_claim(region)
+            raise
+        self._end_claim(region)
+        return new
+
+    def _end_claim(self, region: Region) -> None:
+        assert region.claim is not None
+        region.claim.answered = True
+        self._service.coherence.claim_ended(region.claim)
+        region.claim = None
+
+    def _pin(self, file: OpenFile, old: Pin, offset: int, length: int, claim: Granting) -> Pin:
+        inode = file.inode
+        self._service.coherence.before_pin(inode, offset, length, old.flags, inode.uid, claim)
+        blocks = inode.map.blocks
         new = holding.pin(
-            self._volume, now(), file.inode, first, end - first, old.flags, file.fh, old.holder, writable=file.writable
+            self._volume, now(), inode, offset, length, old.flags, file.fh, old.holder, writable=file.writable
         )
-        if file.inode.map.blocks != blocks:  # it has filled holes
-            self._service.stale(file.inode)
+        if inode.map.blocks != blocks:  # it has filled holes
+            self._service.stale(inode)
         return new
 
     def wrote(self, domain: object, key: int) -> None:

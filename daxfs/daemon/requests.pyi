@@ -68,7 +68,7 @@ def install(
     inode: Callable[[int], Inode],
     names: dict[int, tuple[int, bytes]],
     opened: dict[int, dict[int, OpenFile]],
-    pin: Callable[[OpenFile, int, int, int, int], Pin],
+    pin: Callable[[OpenFile, int, int, int, int, int], Pin],
     unpin: Callable[[OpenFile, int], None],
     *,
     block_size: int,

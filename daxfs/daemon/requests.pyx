@@ -130,12 +130,7 @@ cdef class OpenFile:
     the kernel's page cache; `used`: it has met more than reads and writes (an ioctl, poll), so it may have pins, leases, events, pollers,
     reports or an HCA."""
 
-    cdef readonly object inode
-    cdef readonly int flags
-    cdef readonly uint32_t task
-    cdef readonly bint cached
-    cdef public object fh
-    cdef public bint used
+    # The fields are in requests.pxd.
 
     def __init__(self, inode, int flags, uint32_t task=0, bint cached=False):
         self.inode = inode
@@ -470,7 +465,7 @@ cdef int _ioctl_pin(const fuse_in_header *header, const daxfs_pin *wanted, OpenF
     memset(&answered, 0, sizeof(answered))
     file.used = True
     try:
-        pin = _pin(file, wanted.offset, wanted.length, wanted.flags, header.pid)
+        pin = _pin(file, wanted.offset, wanted.length, wanted.flags, header.pid, header.uid)
     except FsError:  # it has changed nothing
         return 0
     answered.pin = wanted[0]
@@ -497,7 +492,7 @@ cdef int _ioctl_unpin(const fuse_in_header *header, const daxfs_unpin *given, Op
 
 def install(inode, dict names, dict opened, pin, unpin, *, uint32_t block_size, uint32_t file_flags,
             uint32_t directory_flags, bint quick, bint direct):
-    """What the service has. `inode`: Volume.inode. `pin(file, offset, length, flags, task)` gives a Pin, `unpin(file, id)`
+    """What the service has. `inode`: Volume.inode. `pin(file, offset, length, flags, task, uid)` gives a Pin, `unpin(file, id)`
     takes it back. The flags are those of the replies to OPEN and OPENDIR. Without `quick` Python answers everything. `direct`: no
     file goes through the kernel's cache; else caching.py looks at each open and stat."""
     global _inode, _names, _opened, _pin, _unpin, _block_size, _file_flags, _directory_flags

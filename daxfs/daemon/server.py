@@ -125,7 +125,7 @@ class Mounting:
         """Mount and serve until the end; `ready` is called once, when the mount answers. FsError if it never did."""
         volume = self._open()
         try:
-            service = Service(volume, self.place, self.options.dax)
+            service = Service(volume, self.place, self.options.dax, self.options.coherence_ms)
             removal = self._mount(service)
             _calm_gc()
             if self.options.cpu is not None:

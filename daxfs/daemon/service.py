@@ -24,8 +24,9 @@ from daxfs.core.inode import Inode
 from daxfs.core.layout import ROOT_INO
 from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Volume
-from daxfs.daemon import requests, session
+from daxfs.daemon import requests, session, twins
 from daxfs.daemon.caching import Caching
+from daxfs.daemon.coherence import COHERENCE_MS, Coherence
 from daxfs.daemon.requests import OpenFile
 from daxfs.daemon.waiting import Waiting
 from daxfs.errors import BadDescriptor, BadHandle, FsError, NoMemory
@@ -83,7 +84,7 @@ class Reports:
 
 
 class Service:
-    def __init__(self, volume: Volume, mountpoint: str, dax: str = "always") -> None:
+    def __init__(self, volume: Volume, mountpoint: str, dax: str = "always", coherence_ms: int = COHERENCE_MS) -> None:
         self.volume = volume
         self.mountpoint = mountpoint
         self.device = self.mount_id = ""  # major:minor of the mount and its number, once it is `served`
@@ -94,6 +95,8 @@ class Service:
         self.unpinned = trio.Event()  # the delayed free has work
         self.waiting = Waiting(volume, self.start)
         self.caching = Caching(self, dax, self.start)
+        self.coherence = Coherence(self, on=not self.caching.on, coherence_ms=coherence_ms, start=self.start)
+        self.waiting.on_end = self.coherence.ended
         self.reports = Reports()
         self.pollers: dict[int, set[int]] = {}  # handle -> what the kernel wants to hear when an event comes
         volume.events.on_event = self.wake_pollers
@@ -111,6 +114,7 @@ class Service:
     def gone(self, gone: bool) -> None:
         self._gone = gone
         requests.remove()
+        twins.remove()
 
     # -- lookups --
 
@@ -211,6 +215,8 @@ class Service:
 
     def _settle(self, inode: Inode) -> None:
         """Let go of an inode that nobody refers to; without a link it dies."""
+        if not (inode.nlookup or inode.opens):
+            self.coherence.forget(inode.ino)
         try:
             fileops.reap(self.volume, now(), inode)
             if inode.dead:
@@ -233,10 +239,9 @@ class Service:
         session.inval_inode(inode.ino, -1)
 
     def stale_data(self, inode: Inode) -> None:
-        """So have the bytes: mappings shall see them soon. This can wait for dirty pages, so a thread does it."""
+        """So have the bytes: mappings shall see them soon."""
         self.stale(inode)
-        if not self.caching.on:  # else there are none
-            self.start(self.caching.drop, inode.ino)
+        self.coherence.drop(inode.ino)
 
     def wake_pollers(self, fh: int) -> None:
         for kh in self.pollers.pop(fh, ()):
@@ -248,6 +253,7 @@ class Service:
         """The mount is served from now on, as long as the nursery."""
         self._nursery = nursery
         self.start(self._free_worker)
+        self.start(self.coherence.bound_age)
 
     def start(self, work: Callable[..., Awaitable[object]], *args: object) -> None:
         """A task whose failure does not end the mount."""
@@ -265,6 +271,7 @@ class Service:
     def moved(self, ino: int) -> None:
         """A pin, lease or registration of a file has gone: waiters look again, and what it kept can be freed."""
         self.waiting.moved(ino)
+        self.coherence.moved(ino)
         if self.volume.pins.leaving or len(self.volume.busy_list.due):
             self.unpinned.set()
 

@@ -151,6 +151,10 @@ def inval_inode(ino: int, offset: int = 0, length: int = 0) -> None:
     < 0: attributes only). Unless offset < 0 it can block on dirty pages: from a worker thread only. An inode that the
     kernel does not know is no error."""
 
+def retrieve(unique: int, ino: int, offset: int, size: int) -> None:
+    """Have the kernel send what it has of a file in its page cache, as a request NOTIFY_REPLY of this number: pages from
+    `offset` on, up to the first that it does not have. Nothing is sent when the inode is not known. Does not wait."""
+
 def inval_entry(parent: int, name: bytes) -> None:
     """Drop a cached name. Waits for the kernel's lock of the directory: from a worker thread only."""
 

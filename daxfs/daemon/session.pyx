@@ -48,8 +48,11 @@ cdef extern from "fuseio.h" nogil:
         FUSE_DO_READDIRPLUS, FUSE_READDIRPLUS_AUTO, FUSE_ASYNC_DIO, FUSE_PARALLEL_DIROPS, FUSE_POSIX_ACL, FUSE_MAX_PAGES
         FUSE_CACHE_SYMLINKS, FUSE_WRITEBACK_CACHE, FUSE_HANDLE_KILLPRIV_V2, FUSE_SETXATTR_EXT, FUSE_INIT_EXT
         FUSE_FORGET, FUSE_READ, FUSE_WRITE, FUSE_INIT, FUSE_INTERRUPT, FUSE_SETXATTR, FUSE_BATCH_FORGET
-        FUSE_NOTIFY_POLL, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY
+        FUSE_NOTIFY_REPLY
+        FUSE_NOTIFY_POLL, FUSE_NOTIFY_INVAL_INODE, FUSE_NOTIFY_INVAL_ENTRY, FUSE_NOTIFY_RETRIEVE
     const uint64_t FUSE_DIRECT_IO_ALLOW_MMAP
+    struct fuse_write_in:
+        pass
     struct fuse_interrupt_in:
         uint64_t unique
     struct fuse_notify_poll_wakeup_out:
@@ -57,6 +60,9 @@ cdef extern from "fuseio.h" nogil:
     struct fuse_notify_inval_inode_out:
         uint64_t ino
         int64_t off, len
+    struct fuse_notify_retrieve_out:
+        uint64_t notify_unique, nodeid, offset
+        uint32_t size, padding
     struct fuse_notify_inval_entry_out:
         uint64_t parent
         uint32_t namelen, flags
@@ -79,12 +85,17 @@ cdef extern from "hotpath.h" nogil:
     ctypedef struct dx_map:
         pass
     ctypedef struct dx_hot_state:
-        int enabled, atime
+        int enabled, atime, pages
         uint64_t reads, writes, read_bytes, write_bytes
     dx_hot_state dx_hot
     uint64_t dx_attach(const dx_map *, unsigned)
     int dx_detach(uint64_t)
     int dx_try_hot(const fuse_in_header *, size_t)
+    void dx_note_read(const dx_map *, uint32_t)
+    void dx_end_write(const fuse_in_header *, const fuse_write_in *, const dx_map *)
+
+cdef extern from "persist.h" nogil:
+    void dx_store(void *, const void *, size_t)
 
 cdef extern from "linger.h" nogil:
     ctypedef struct dx_linger_state:
@@ -350,6 +361,10 @@ cdef _crashed(Request request, exc):
     _say(log.error, "request %d (opcode %d) failed with a bug; answered EIO", (request.unique, request.opcode), exc)
 
 
+cdef inline bint _wants_answer(const fuse_in_header *header) noexcept:
+    return header.opcode != FUSE_FORGET and header.opcode != FUSE_BATCH_FORGET and header.opcode != FUSE_NOTIFY_REPLY
+
+
 cdef Request _new_request(const fuse_in_header *header, size_t length):
     global _unanswered
     cdef Request request = Request.__new__(Request)
@@ -364,7 +379,7 @@ cdef Request _new_request(const fuse_in_header *header, size_t length):
         request.body = memoryview(PyBytes_FromStringAndSize(<const char *>header + HEADER, <Py_ssize_t>length - HEADER))
     else:
         request.body = memoryview(_buffer)[HEADER:length]
-    request.answered = header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET
+    request.answered = not _wants_answer(header)
     _unanswered = 0
     return request
 
@@ -373,7 +388,7 @@ cdef void _without_memory(const fuse_in_header *header) noexcept:
     """No request could be made of it, or left to libfuse."""
     global _refused
     _refused += 1
-    if header.opcode != FUSE_FORGET and header.opcode != FUSE_BATCH_FORGET:
+    if _wants_answer(header):
         _send_error(header.unique, ENOMEM)
 
 
@@ -720,6 +735,26 @@ cdef int set_quick(int opcode, quick_handler handler) except -1:
     return 0
 
 
+cdef void keep_pages(bint on) noexcept:
+    dx_hot.pages = on
+
+
+cdef int try_hot(const fuse_in_header *header, size_t length) noexcept:
+    return dx_try_hot(header, length)
+
+
+cdef void note_read(const void *map, uint32_t open_flags) noexcept:
+    dx_note_read(<const dx_map *>map, open_flags)
+
+
+cdef void end_write(const fuse_in_header *header, const void *map) noexcept:
+    dx_end_write(header, <const fuse_write_in *>(<const char *>header + HEADER), <const dx_map *>map)
+
+
+cdef void store(void *to, const void *data, size_t n) noexcept nogil:
+    dx_store(to, data, n)
+
+
 cdef int answer(uint64_t unique, const void *data, size_t length) except -1:
     cdef iovec iov[2]
     iov[1].iov_base = <void *>data
@@ -785,6 +820,16 @@ def inval_inode(uint64_t ino, int64_t offset=0, int64_t length=0):
     iov[1].iov_base = &out
     iov[1].iov_len = sizeof(out)
     _notify(FUSE_NOTIFY_INVAL_INODE, iov, 2)
+
+
+def retrieve(uint64_t unique, uint64_t ino, uint64_t offset, uint32_t size):
+    cdef fuse_notify_retrieve_out out
+    cdef iovec iov[2]
+    memset(&out, 0, sizeof(out))
+    out.notify_unique, out.nodeid, out.offset, out.size = unique, ino, offset, size
+    iov[1].iov_base = &out
+    iov[1].iov_len = sizeof(out)
+    _notify(FUSE_NOTIFY_RETRIEVE, iov, 2)
 
 
 def inval_entry(uint64_t parent, bytes name):

@@ -27,12 +27,14 @@ def pin(cpu: int) -> None:
     os.sched_setaffinity(0, {cpu})
 
 
-async def in_thread(work: Callable[..., T], *args: object, abandon_on_cancel: bool = False) -> T:
+async def in_thread(
+    work: Callable[..., T], *args: object, abandon_on_cancel: bool = False, limiter: trio.CapacityLimiter | None = None
+) -> T:
     """trio.to_thread.run_sync, on any CPU; NoMemory if there is none for another thread."""
     job = functools.partial(_freed, work, *args)
     while True:
         try:
-            return await trio.to_thread.run_sync(job, abandon_on_cancel=abandon_on_cancel)
+            return await trio.to_thread.run_sync(job, abandon_on_cancel=abandon_on_cancel, limiter=limiter)
         except RuntimeError as e:
             if "start new thread" not in str(e):
                 raise

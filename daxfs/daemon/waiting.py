@@ -42,6 +42,7 @@ class Waiting:
         self._start = start
         self._lots: dict[int, trio.lowlevel.ParkingLot] = {}
         self._overdue: dict[int, set[str]] = {}
+        self.on_end: Callable[[Request], None] = lambda request: None  # a request that waited is answered
         self._rules = 0  # moves when waiters shall look again, whoever stands in the way
 
     def __len__(self) -> int:
@@ -87,6 +88,7 @@ class Waiting:
             scope.cancel()
         since: dict[str, float] = {}
         announced: set[int] = set()
+        done = False
         try:
             with scope:
                 while busy := self._attempt(request, handler):  # and no checkpoint until it is parked
@@ -100,12 +102,14 @@ class Waiting:
                                 break
                         if not moved:
                             self._overdue[request.unique].add(busy.kind)
+                done = True  # the handler has answered, or will
         except FsError as e:
             request.error(e.errno)
         finally:
             del self._overdue[request.unique]
-            if not request.answered:
+            if not (request.answered or done):
                 request.error(errno.EINTR)
+            self.on_end(request)
             for ino in announced:
                 self.moved(ino)  # pins that were held back; not before the end: it would wake itself for ever
 

@@ -1,0 +1,458 @@
+"""One page, three views: a mapping of the mount, the block, and a holder that has the block mapped. With `dax=always`.
+
+The kernel keeps pages of files that are mapped (or spliced), tells nobody when one gets dirty, and writes them back when it
+likes. This module decides when pages are dropped, which writes the dirty ones back first, so that both sides see each other
+and no byte of either is lost; twins.pyx keeps apart what the kernel has and what a holder wrote.
+
+Owns the `Pages` of all files, the drops that are under way, and the task that bounds the age of pages.
+
+When pages are dropped
+- Before a pin or registration is granted: those of its range that have no twin. Pages handed out meanwhile have one.
+- Every `coherence_ms`: those with twins that an application or a device has changed since. So a holder sees a store, and a
+  mapping sees the device, within that time. When a pass costs more than a twentieth of one CPU the passes become rarer;
+  `daxfs info` shows the real period.
+- When the device wrote (UNPIN_DIRTY), when the last pin of a file is gone, and when twins need the room.
+- Before SEEK_DATA and SEEK_HOLE look at blocks, and before a copy reads its source: the kernel does not write back first.
+- Around a change of blocks of which the kernel hears nothing, or too late (punch, copy, our own ioctls).
+- The page of the old end, when a file grows.
+
+Rules
+- A drop waits in the kernel for write-back, so a thread does it, and requests are served meanwhile.
+- While the kernel waits for the answer to a truncate(2) it holds all write-back of the file back. So nothing that a truncate
+  may wait for waits for a drop then: a pin that finds pages takes twins of the blocks as they are (Kara's deadlock of 2017
+  would be back), and passes leave the file out. The kernel itself drops all pages when the size has changed.
+- A user who has no room for more twins waits alone, until pages of the same user are dropped. Only pages that are being
+  dropped, or whose file's size is being changed, may pass the bound: nothing else would end that wait.
+
+What cannot be had: of a byte that an application and a device both write one is kept, and a store of the value that was
+there is not seen as a store. A page that the kernel itself holds (an O_DIRECT read into the mapping) is detached by a drop,
+and what comes later goes nowhere; such buffers belong into `Pin.map`.
+
+Not here: files in the page cache of a mount with `dax=never` (caching.py); those are never pinned.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from daxfs import abi
+from daxfs.core import fileops
+from daxfs.daemon import session, twins
+from daxfs.daemon.protocol import RETRIEVED_IN
+from daxfs.daemon.threads import in_thread
+from daxfs.daemon.twins import PAGE, Budget, Pages
+from daxfs.errors import FsError, LayoutBusy, NoMemory, NoSpace
+
+if TYPE_CHECKING:
+    from daxfs.core.inode import Inode
+    from daxfs.core.volume import Volume
+    from daxfs.daemon.service import Service
+    from daxfs.daemon.session import Request
+
+log = logging.getLogger("daxfs")
+
+COHERENCE_MS = 100
+COHERENCE_MS_MAX = 60_000
+TWINS_BYTES_MAX = 64 << 20
+SHARE = 4  # a user may have this part of the twins
+PASS_SHARE = 20  # a pass may take this part of one CPU
+PERIOD_SHARE = 0.8  # passes begin so early that the time bound holds with what they take
+DROP_PAGES_MAX = 256  # that one call of the kernel drops
+ALL = 1 << 40  # more pages than a file has
+LOOKS = 8  # at a range, until the rest of it is dropped unseen: the kernel has pages with gaps
+QUIET_LOOKS = 10  # a page that nobody has changed for so long is dropped, so that nobody need look again
+LOOK_S = 1.0  # for the kernel to send what it has
+FAILED_S = 0.1  # between two tries when the kernel cannot drop pages for want of memory
+_PAGE_NS = 15_000  # of CPU: what a page costs besides being dropped, to be written back and handed out again
+_TEST_TWINS = "DAXFS_TEST_TWINS"
+
+
+@dataclass(eq=False)
+class _Drop:
+    """Ranges of pages that are to be dropped. `over`: they are, or a size change has begun that they have to wait for."""
+
+    ranges: list[tuple[int, int]]
+    over: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(eq=False)
+class _Reply:
+    """Of the kernel, when asked for pages."""
+
+    data: memoryview | None = None
+    came: trio.Event = field(default_factory=trio.Event)
+
+
+class Claim(Protocol):
+    """A pin, or a change, on its way: it is as long as it is not answered."""
+
+    @property
+    def answered(self) -> bool: ...
+
+
+class Granting:
+    """A claim for a pin that is not asked for by a request of its own."""
+
+    answered: bool = False
+
+
+class Coherence:
+    """`start` runs a task in the daemon's nursery. `on`: the mount has `dax=always`."""
+
+    def __init__(self, service: Service, *, on: bool, coherence_ms: int, start: Callable[..., None]) -> None:
+        self.on = on
+        self._service = service
+        self._pins = service.volume.pins
+        self._start = start
+        self.bound_s = self.period_s = coherence_ms / 1000
+        self._files: dict[int, Pages] = {}
+        most = TWINS_BYTES_MAX // PAGE
+        self.budget = Budget(most, most // SHARE)
+        self._drops: dict[int, deque[_Drop]] = {}  # by inode: of each the first is under way
+        self._changes: dict[int, set[Request]] = {}  # by inode: changes of its size that are kept
+        self._waited_for: dict[tuple[Claim, int], trio.Event] = {}  # drops, by claim and inode
+        self._replies: dict[int, _Reply] = {}
+        self._looks = 0
+        self._is_starved = False  # fills wait for room
+        self._due = trio.Event()  # there are twins
+        self._threads = trio.CapacityLimiter(math.inf)  # one for a file at most
+        self._cpu_ns = 0
+        self.passes = self.dropped = 0
+
+    def install(self, *, quick: bool) -> None:
+        """Answer requests from now on; see twins.install."""
+        if self.on:
+            twins.install(self._files, self._of, quick=quick, off=os.environ.get(_TEST_TWINS) == "off")
+
+    def _of(self, inode: Inode) -> Pages:
+        found = self._files.get(inode.ino)
+        if found is None:
+            found = self._files[inode.ino] = Pages(inode, self._pins, self.budget, self._has_twins)
+        return found
+
+    def forget(self, ino: int) -> None:
+        """The kernel knows the inode no more, so it has no pages."""
+        pages = self._files.pop(ino, None)
+        if pages is not None:
+            pages.forget()
+
+    # -- dropping --
+
+    def drop(self, ino: int, ranges: list[tuple[int, int]] | None = None) -> trio.Event:
+        """Have dirty pages of some ranges written back and all of them dropped (without ranges: those that have twins). The
+        event is set when that is over, or has to wait for a size change."""
+        pages = self._files.get(ino)
+        wanted = [] if pages is None else pages.ranges(DROP_PAGES_MAX) if ranges is None else ranges
+        drop = _Drop([one for one in wanted if pages is not None and pages.has_any(*one)])
+        if pages is None or not drop.ranges:
+            drop.over.set()
+            return drop.over
+        queue = self._drops.get(ino)
+        if queue is None:
+            self._drops[ino] = deque([drop])
+            self._start(self._drop_all, pages)
+        else:
+            queue.append(drop)
+        if self.is_changing(ino):
+            drop.over.set()
+        return drop.over
+
+    async def _drop_all(self, pages: Pages) -> None:
+        ino = pages.inode.ino
+        queue = self._drops[ino]
+        try:
+            while queue:
+                for first, end in queue[0].ranges:
+                    await self._drop_range(pages, first, end)
+                queue.popleft().over.set()
+                self._settle(pages)
+        finally:
+            del self._drops[ino]
+            for drop in queue:
+                drop.over.set()
+            self._settle(pages)
+
+    async def _drop_range(self, pages: Pages, first: int, end: int) -> None:
+        if self._service.gone or not pages.has_any(first, end):
+            return
+        first, end, began = pages.begin_drop(first, end)
+        if self._is_starved:  # fills of these very pages, which the drop would wait for, and they for it
+            self._service.waiting.freed()
+        length = 0 if end >= ALL else (end - first) * PAGE
+        before, dropped = len(pages), False
+        try:
+            self._cpu_ns += await in_thread(_drop, pages.inode.ino, first * PAGE, length, limiter=self._threads)
+            dropped = True
+        except (OSError, NoMemory) as e:
+            log.error("pages of inode %d are not dropped now: %s", pages.inode.ino, e)
+            await trio.sleep(FAILED_S)
+        finally:
+            pages.end_drop(first, end, began, dropped)
+        self.dropped += max(0, before - len(pages))
+
+    def _settle(self, pages: Pages) -> None:
+        """A drop is over: waiters look again."""
+        self._service.waiting.moved(pages.inode.ino)
+        if self._is_starved:
+            self._is_starved = False
+            self._service.waiting.freed()
+
+    # -- pins --
+
+    def before_pin(self, inode: Inode, offset: int, length: int, flags: int, uid: int, claim: Claim | None) -> None:
+        """A pin of a range of bytes is about to be granted. LayoutBusy while pages of it are dropped; with `claim` None they
+        are not yet. NoMemory if they are more than there may be twins, and the size is being changed."""
+        pages = self._files.get(inode.ino)
+        if pages is None or flags & abi.FOLL_GET:
+            return
+        first, end = offset // PAGE, (offset + length) // PAGE
+        pages.be_careful()
+        if not pages.may_have(first, end):
+            return
+        if self.is_changing(inode.ino):
+            if end - first > self.budget.share:
+                raise NoMemory("the range has more pages than there may be twins, and the size of the file is being changed")
+            pages.snapshot(first, end, uid)
+            return
+        if claim is not None:
+            over = self._waited_for.get((claim, inode.ino))
+            if over is None or over.is_set():  # a drop can have failed, or had to wait for a size change
+                pages.claim(claim, first, end)
+                self._waited_for[claim, inode.ino] = self.drop(inode.ino, [(first, end)])
+        raise LayoutBusy("pages", 0, inode.ino)
+
+    def moved(self, ino: int) -> None:
+        """A pin of a file has gone."""
+        pages = self._files.get(ino)
+        if pages is not None and len(pages) and not self.bound_s and not self._pins.has_file(ino):
+            self.drop(ino)
+
+    # -- changes --
+
+    def clear(self, request: Request, inode: Inode, start: int, end: int) -> None:
+        """A request is about to look at the blocks of a range of bytes, or to change them before the kernel drops its pages:
+        LayoutBusy till they are dropped. Those that come back meanwhile are merged until the request is answered."""
+        pages = self._files.get(inode.ino)
+        first, behind = start // PAGE, -(-end // PAGE)
+        over = self._waited_for.get((request, inode.ino))
+        if over is None and pages is not None and pages.has_any(first, behind):
+            pages.claim(request, first, behind)
+            over = self._waited_for[request, inode.ino] = self.drop(inode.ino, [(first, behind)])
+        if over is not None and not over.is_set():
+            raise LayoutBusy("pages", 0, inode.ino)
+
+    def has_pages(self, inode: Inode, start: int = 0, end: int = ALL * PAGE) -> bool:
+        """Whether the kernel may have pages of a range of bytes."""
+        pages = self._files.get(inode.ino)
+        return pages is not None and pages.has_any(start // PAGE, -(-end // PAGE))
+
+    def grew(self, inode: Inode, old_size: int) -> trio.Event | None:
+        """A file has become longer: what mappings have stored behind its old end must not show. The event of a drop that has
+        to be over before the caller goes on and looks at the file through a mapping, if there is any."""
+        pages = self._files.get(inode.ino)
+        if pages is None or inode.size <= old_size or not pages.mask(old_size):
+            return None
+        if self.is_changing(inode.ino):
+            return None
+        page = old_size // PAGE
+        return self.drop(inode.ino, [(page, page + 1)])
+
+    def changed(self, inode: Inode, old_size: int, start: int, end: int) -> trio.Event:
+        """A range of bytes has changed, and the kernel does not know. The event of the drop of its pages."""
+        self.masked(inode, old_size)
+        return self.drop(inode.ino, [(min(start, old_size) // PAGE, -(-end // PAGE))])
+
+    def masked(self, inode: Inode, old_size: int) -> None:
+        """The same in a truncate(2): the kernel drops all pages when it has our answer."""
+        pages = self._files.get(inode.ino)
+        if pages is not None and inode.size > old_size:
+            pages.mask(old_size)
+
+    def is_changing(self, ino: int) -> bool:
+        """Whether the kernel waits for the answer to a change of the file's size, and holds write-back back."""
+        return ino in self._changes
+
+    def change_kept(self, ino: int, request: Request) -> None:
+        """A change of the size is not answered yet. Whoever waits for a drop of the file must not wait for it."""
+        kept = self._changes.setdefault(ino, set())
+        if request not in kept:
+            kept.add(request)
+            for drop in self._drops.get(ino, ()):
+                drop.over.set()
+            self._start(self._wake, ino)  # not from within: its own wait has not begun
+
+    async def _wake(self, ino: int) -> None:
+        self._service.waiting.moved(ino)
+
+    def claim_ended(self, claim: Claim) -> None:
+        """A claim is answered."""
+        for key in [key for key in self._waited_for if key[0] is claim]:
+            del self._waited_for[key]
+
+    def ended(self, request: Request) -> None:
+        """A request that waited is answered, or will be without further waiting."""
+        ino = request.nodeid
+        self.claim_ended(request)
+        kept = self._changes.get(ino)
+        if kept is None or request not in kept:
+            return
+        kept.discard(request)
+        if not kept:
+            del self._changes[ino]
+            if not self._service.gone:
+                self.drop(ino)
+
+    # -- data --
+
+    def fill(self, request: Request, inode: Inode, offset: int, size: int) -> bytes:
+        """The bytes for pages that the kernel fills. LayoutBusy while there is no room for their twins; Poisoned."""
+        pages = self._of(inode)
+        if self._service.volume.poison:
+            fileops.read(self._service.volume, inode, offset, size)
+        first, end = offset // PAGE, -(-(offset + size) // PAGE)
+        insist = self.is_changing(inode.ino) or pages.is_dropping(first, end)
+        data = pages.fill(offset, size, request.uid, insist)
+        if data is None:
+            self._is_starved = True
+            self._make_room(request.uid)
+            raise LayoutBusy("twins", 0, 0)
+        return data
+
+    def _make_room(self, uid: int) -> None:
+        """Start to drop pages of a user, or of all if it is not this one's own share that is used up."""
+        full = self.budget.of_user(uid) < self.budget.share // 2
+        for ino, pages in list(self._files.items()):
+            if len(pages) and ino not in self._drops and (full or uid in pages.users()):
+                self.drop(ino)
+
+    def write_back(self, inode: Inode, offset: int, data: memoryview, now: int) -> None:
+        """Dirty pages of the kernel, up to the end of file. NoSpace if not all could be stored."""
+        data = data[: max(0, inode.size - offset)]
+        pages, volume = self._files.get(inode.ino), self._service.volume
+        try:
+            if pages is None or not len(pages):
+                _store(volume, inode, offset, data, now)
+                return
+            volume.check_writable()
+            if not (volume.pmem.hostsync or volume.poison) and pages.take_back(offset, data):
+                inode.touch_in_place(mtime=now, ctime=now)  # with a fence, for the data as well
+                return
+            for at, piece, in_place in pages.pieces(offset, data):
+                if in_place:
+                    fileops.overwrite(volume, now, inode, at, piece)
+                else:
+                    _store(volume, inode, at, memoryview(piece), now)
+            pages.written(offset, data)
+        except FsError:
+            if pages is not None:
+                pages.refused(offset, len(data))
+            raise
+
+    # -- age --
+
+    def _has_twins(self) -> None:
+        self._due.set()
+
+    async def bound_age(self) -> None:
+        """The task that drops pages which have twins, every `period_s`."""
+        if not (self.on and self.bound_s):
+            return
+        while True:
+            await self._due.wait()
+            self._due = trio.Event()
+            await trio.sleep(self.period_s * PERIOD_SHARE)
+            await self._pass()
+
+    async def _pass(self) -> None:
+        self._cpu_ns, before = 0, self.dropped
+        for ino, pages in list(self._files.items()):
+            if len(pages) and not self.is_changing(ino):
+                await self.drop(ino, await self._stale(pages)).wait()
+            if len(pages):
+                self._due.set()
+        self.passes += 1
+        cost_s = (self._cpu_ns + (self.dropped - before) * _PAGE_NS) / 1e9
+        self.period_s = max(self.bound_s, PASS_SHARE * cost_s)
+
+    async def _stale(self, pages: Pages) -> list[tuple[int, int]]:
+        """The pages with twins that have to be dropped: an application, a device, or neither for a while, has changed them.
+        One that is left stays what it is for what the kernel itself does with it (a direct read into the mapping)."""
+        found: list[tuple[int, int]] = []
+        for first, end in pages.ranges(DROP_PAGES_MAX):
+            for _ in range(LOOKS):
+                if first >= end:
+                    break
+                data = await self._retrieve(pages.inode.ino, first * PAGE, (end - first) * PAGE)
+                flags = pages.stale(first, end, data, QUIET_LOOKS) if data is not None else []
+                flags.append(True)  # a gap
+                for page, changed in enumerate(flags[: end - first], first):
+                    if changed and found and found[-1][1] == page:
+                        found[-1] = (found[-1][0], page + 1)
+                    elif changed:
+                        found.append((page, page + 1))
+                first += len(flags)
+            if first < end:
+                found.append((first, end))
+        return found
+
+    async def _retrieve(self, ino: int, offset: int, size: int) -> memoryview | None:
+        """What the kernel has of a file from `offset` on, up to a gap; None if it does not say. It may be of a page that is
+        only being filled, so it can be compared, and no more."""
+        self._looks += 1
+        number, reply = self._looks, _Reply()
+        self._replies[number] = reply
+        try:
+            session.retrieve(number, ino, offset, size)
+            with trio.move_on_after(LOOK_S):
+                await reply.came.wait()
+        except OSError:
+            pass
+        finally:
+            del self._replies[number]
+        return reply.data
+
+    def retrieved(self, request: Request) -> None:
+        """The kernel has sent pages (NOTIFY_REPLY)."""
+        reply = self._replies.get(request.unique)
+        if reply is not None:
+            reply.data = request.body[RETRIEVED_IN.size :]
+            reply.came.set()
+
+    def facts(self) -> dict[str, Any]:
+        """For `info`: milliseconds and counts."""
+        return {
+            "coherence_ms": round(self.bound_s * 1000),
+            "period_ms": round(self.period_s * 1000),
+            "twins": self.budget.used,
+            "twins_max": self.budget.most,
+            "passes": self.passes,
+            "dropped": self.dropped,
+        }
+
+    def check(self) -> None:
+        """ValueError if the books are wrong."""
+        for pages in self._files.values():
+            pages.check()
+        if sum(pages.with_bytes() for pages in self._files.values()) != self.budget.used:
+            raise ValueError(f"{self.budget.used} twins are counted, there are others")
+
+
+def _drop(ino: int, offset: int, length: int) -> int:
+    """In a thread. The CPU time that it took, in ns."""
+    before = time.thread_time_ns()
+    session.inval_inode(ino, offset, length)
+    return time.thread_time_ns() - before
+
+
+def _store(volume: Volume, inode: Inode, offset: int, data: memoryview, now: int) -> None:
+    if len(data) and fileops.write(volume, now, inode, offset, data) < len(data):
+        raise NoSpace("the volume is full")
