@@ -23,6 +23,7 @@ Rules
 Not here: asking the kernel for anything (coherence.py), which block somebody has (core/pins.pyx).
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -88,9 +89,10 @@ cdef class Budget:
     def of_user(self, uint32_t uid):
         return self._users.get(uid, 0)
 
-    cdef int take(self, uint32_t uid) except -1:
-        self._users[uid] = self._users.get(uid, 0) + 1
-        self.used += 1
+    cdef int take(self, uint32_t uid, uint64_t twins) except -1:
+        if twins:
+            self._users[uid] = self._users.get(uid, 0) + twins
+            self.used += twins
         return 0
 
     cdef int give(self, uint32_t uid) except -1:
@@ -103,6 +105,27 @@ cdef class Budget:
         return 0
 
 
+cdef enum:
+    SPARE_MAX = 1024
+
+cdef (uint8_t *)[SPARE_MAX] _spare  # memory of twins that are gone, for the next ones
+cdef uint32_t _spares = 0
+
+
+cdef uint8_t *_new_bytes() except NULL:
+    global _spares
+    cdef uint8_t *bytes
+    if _spares:
+        _spares -= 1
+        return _spare[_spares]
+    bytes = <uint8_t *>malloc(DX_PAGE)
+    if bytes == NULL:
+        raise MemoryError
+    return bytes
+
+
+@cython.final
+@cython.freelist(256)
 cdef class _Twin:
     """`bytes` NULL: the page has a mask only. `handed`: when. `end`: bytes from here on are masked. `quiet`: how often in a
     row nothing was found to have changed."""
@@ -112,7 +135,12 @@ cdef class _Twin:
     cdef uint32_t end, uid, quiet
 
     def __dealloc__(self):
-        free(self.bytes)
+        global _spares
+        if self.bytes != NULL and _spares < SPARE_MAX:
+            _spare[_spares] = self.bytes
+            _spares += 1
+        else:
+            free(self.bytes)
 
 
 cdef inline size_t _differing(const uint8_t *one, const uint8_t *other, size_t at, size_t end) noexcept nogil:
@@ -268,19 +296,26 @@ cdef class Pages:
         self.p.twins = <uint32_t>len(self._twins)
         return 0
 
+    cdef int _remove_range(self, uint64_t first, uint64_t end) except -1:
+        cdef uint64_t page
+        for page in range(first, end):
+            number = page
+            if number in self._twins:
+                self._remove(number)
+        return 0
+
     cdef _Twin _new(self, page, bint with_bytes, uint32_t uid):
+        """Its bytes are not in the budget yet."""
         cdef _Twin twin = _Twin.__new__(_Twin)
         twin.end = DX_PAGE
         twin.uid = uid
         if with_bytes:
-            twin.bytes = <uint8_t *>malloc(DX_PAGE)
-            if twin.bytes == NULL:
-                raise MemoryError
-            self._budget.take(uid)
+            twin.bytes = _new_bytes()
         if not self._twins:
             self._on_first()
         self._twins[page] = twin
         self.p.twins = <uint32_t>len(self._twins)
+        self.p.careful = 1  # who fills the page anew has to hear of it
         return twin
 
     # -- handing out --
@@ -292,10 +327,11 @@ cdef class Pages:
         cdef const dx_map *m = &self.map.m
         cdef uint64_t length = m.size - offset if offset < m.size else 0
         cdef uint64_t first = offset >> DX_PAGE_SHIFT, end = (offset + size + DX_PAGE - 1) >> DX_PAGE_SHIFT, page, at, n
-        cdef uint64_t wanted = 0
+        cdef uint64_t wanted = 0, made = 0
         cdef bytes data
         cdef uint8_t *to
         cdef bytearray covered
+        cdef const uint8_t *flag
         cdef _Twin twin
         self.inode.map  # is loaded
         if length > size:
@@ -305,26 +341,29 @@ cdef class Pages:
         memset(to, 0, length)
         _copy_out(m, offset, to, length)
         covered = self._covered(first, end)
-        if self._twins:  # the kernel has none of these pages
-            for page in range(first, end):
-                if page in self._twins:
-                    self._remove(page)
+        flag = covered
+        if self._twins:
+            self._remove_range(first, end)  # the kernel has none of these pages
         if not (self._twins or self._claims or self._pins.has_file(self.inode.ino)):
             self.p.careful = 0
         wanted = covered.count(1)
         if wanted and not insist and not self._budget.has_room(uid, wanted):
             return None
         _now += 1
-        for page in range(first, end):
-            if not covered[page - first]:
-                dx_pages_add(&self.p, page, page + 1)
-                continue
-            twin = self._new(page, True, uid)
-            twin.handed = _now
-            at = (page << DX_PAGE_SHIFT) - offset
-            n = 0 if at >= length else length - at if length - at < DX_PAGE else DX_PAGE
-            memcpy(twin.bytes, to + at, n)
-            memset(twin.bytes + n, 0, DX_PAGE - n)
+        try:
+            for page in range(first, end):
+                if not flag[page - first]:
+                    dx_pages_add(&self.p, page, page + 1)
+                    continue
+                twin = self._new(page, True, uid)
+                made += 1
+                twin.handed = _now
+                at = (page << DX_PAGE_SHIFT) - offset
+                n = 0 if at >= length else length - at if length - at < DX_PAGE else DX_PAGE
+                memcpy(twin.bytes, to + at, n)
+                memset(twin.bytes + n, 0, DX_PAGE - n)
+        finally:
+            self._budget.take(uid, made)
         return data
 
     def snapshot(self, uint64_t first, uint64_t end, uint32_t uid):
@@ -337,6 +376,7 @@ cdef class Pages:
             if page in self._twins or not self.may_have(page, page + 1):
                 continue
             twin = self._new(page, True, uid)
+            self._budget.take(uid, 1)
             twin.handed = _now
             memset(twin.bytes, 0, DX_PAGE)
             if page << DX_PAGE_SHIFT < self.map.m.size:
@@ -550,8 +590,8 @@ cdef class Pages:
         for page, twin in self._twins.items():
             if twin.end > DX_PAGE or (twin.bytes == NULL and twin.end == DX_PAGE):
                 raise ValueError(f"inode {self.inode.ino}, page {page}: a twin of nothing")
-        if self._pins.has_file(self.inode.ino) and not self.p.careful:
-            raise ValueError(f"inode {self.inode.ino} is pinned, and its pages are handed out without twins")
+        if (self._twins or self._pins.has_file(self.inode.ino)) and not self.p.careful:
+            raise ValueError(f"inode {self.inode.ino} is pinned or has twins, and its pages are handed out by the hot path")
 
     def with_bytes(self):
         """How many twins count in the budget."""
