@@ -7,8 +7,8 @@
     write-back 4k   a page with a byte stored, written back by msync of it alone
     write-back all  the same of all pages, written back by one msync
 
-Each round measures both files. `x` is the median over the rounds of pinned by unpinned, with the interval that holds the true
-median with a probability of 95 %. The mount has coherence_ms=0, so that no pass runs beside the measurement.
+Each round measures both files. `x` is the median over the rounds of pinned by unpinned, with the interval that holds the
+true median with a probability of 95 %. The mount has coherence_ms=0, so that no pass runs beside the measurement.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def mount(
             metavar="OPTIONS",
             help="As of mount(8): ro, allow_other, nonempty, hostsync, ...; dax=never: with the kernel's page cache; how "
             "pins are treated: longterm=, wait_s=, lease_break_s=, lease_then=, invalidate_s=, enospc_wait_s=, pins_max=; "
-            "how the daemon runs: hotpath=, cpu=, spin_us=.",
+            "how the daemon runs: hotpath=, cpu=, spin_us=, coherence_ms=.",
         ),
     ] = None,
     foreground: Annotated[

@@ -1,6 +1,6 @@
-"""Twins without a mount: a kernel of a few lines that keeps pages and writes them back when it likes, an application that stores
-through them, and a device that writes the blocks it has pinned, all on one real volume. Each writes bytes of its own, and none
-may be lost."""
+"""Twins without a mount: a kernel of a few lines that keeps pages and writes them back when it likes, an application that
+stores through them, and a device that writes the blocks it has pinned, all on one real volume. Each writes bytes of its own,
+and none may be lost."""
 
 from __future__ import annotations
 
@@ -154,7 +154,9 @@ class Stage:
         if end * PAGE > -(-self.inode.size // PAGE) * PAGE:
             return
         flags = abi.FOLL_PIN | abi.FOLL_WRITE
-        taken = holding.pin(self.volume, NOW, self.inode, first * PAGE, (end - first) * PAGE, flags, 7, self.holder, writable=True)
+        taken = holding.pin(
+            self.volume, NOW, self.inode, first * PAGE, (end - first) * PAGE, flags, 7, self.holder, writable=True
+        )
         self.pins[taken.id] = first, end
 
     def unpin(self) -> None:
@@ -206,8 +208,10 @@ class Stage:
         assert {at for at in range(len(data)) if data[at]} == {*self.stored, *self.written}
 
 
-STEPS = ("fault", "fault", "store", "store", "store", "dma", "dma", "write_back", "reclaim", "begin_pin", "unpin", "begin_drop",
-         "end_drop", "end_drop", "punch")  # fmt: skip
+STEPS = (
+    "fault", "fault", "store", "store", "store", "dma", "dma", "write_back", "reclaim", "begin_pin", "unpin", "begin_drop",
+    "end_drop", "end_drop", "punch",
+)  # fmt: skip
 
 
 def play(volume: Volume, seed: int, steps: int, *, compiled: bool) -> None:

@@ -17,6 +17,7 @@ import pytest
 from daxfs import abi
 from daxfs.client import EventType
 from daxfs.core import events, leases, pins, policy
+from daxfs.daemon.coherence import COHERENCE_MS
 from daxfs.lab.crash import bugs, mutants
 from daxfs.lab.crash.calls import ALPHABET
 from tests.client.hosts import why_no_ring
@@ -95,7 +96,7 @@ def test_the_options_on_the_page_have_these_defaults() -> None:
     for field in fields(policy.Settings):
         value = defaults.pop(field.name)
         assert (float(value) if isinstance(field.default, int | float) else value) == field.default, field.name
-    assert not defaults
+    assert defaults == {"coherence_ms": str(COHERENCE_MS)}
     for word in (*policy.LONGTERM, *policy.LEASE_THEN):
         assert f"`{word}`" in PINS
 
