@@ -93,7 +93,7 @@ def started(path: Path, how: str) -> subprocess.Popen[str]:
 
 def fill(path: Path) -> None:
     """Every free block of the volume."""
-    with open(path, "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space"), open(path, "wb", buffering=0) as file:
         while True:
             file.write(b"\xee" * BLOCK)
 
