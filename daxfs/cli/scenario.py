@@ -150,11 +150,11 @@ def storm(
     seed: Annotated[int | None, typer.Option(metavar="N", help="To repeat a run.", show_default="random")] = None,
     json: JSON = False,
 ) -> int:
-    """Holders with DMA, truncaters, punchers, renamers and a filler at random, on a temporary mount, watched by an oracle.
+    """Holders with DMA, truncaters, punchers, mappers and a filler at random, on a temporary mount, watched by an oracle.
 
-    No byte of another file may change, no pinned byte may change under its holder, and free + used + busy stays the
-    same. Under `unsafe` the same run must find corruption: the exit code is 1 if it does not, or if another policy
-    shows any.
+    No byte of another file may change, no pinned byte may change under its holder, no store into a page that a device
+    and programs share may be lost, and free + used + busy stays the same. Under `unsafe` the same run must find
+    corruption: the exit code is 1 if it does not, or if another policy shows any.
     """
     from daxfs.core import policy as policies
     from daxfs.lab import storm as storms

@@ -6,9 +6,11 @@ directly: Python would call again after a signal. Files and pins that an actor h
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import signal
 import socket
@@ -25,6 +27,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _files: dict[int, client.File] = {}
 _pins: dict[int, client.Pin] = {}
 _windows: list[client.Window] = []
+_mappings: list[mmap.mmap] = []
 
 
 class Held(NamedTuple):
@@ -418,3 +421,74 @@ def statfs(path: str) -> tuple[int, int]:
 def close_without_unpin(file: int) -> None:
     """Unmap and close the descriptor as a program would that has never heard of unpin."""
     _files.pop(file).close()
+
+
+# -- mappings of the mount --
+
+
+def map_file(file: int, length: int) -> int:
+    """Map a file from its start, MAP_SHARED, as an ordinary program does; a number for the mapping."""
+    _mappings.append(mmap.mmap(file, length))
+    return len(_mappings) - 1
+
+
+def load(mapping: int, offset: int, length: int) -> bytes:
+    return _mappings[mapping][offset : offset + length]
+
+
+def store(mapping: int, offset: int, data: bytes) -> None:
+    _mappings[mapping][offset : offset + len(data)] = data
+
+
+def msync(mapping: int) -> None:
+    _mappings[mapping].flush()
+
+
+def unmap(mapping: int) -> None:
+    _mappings[mapping].close()
+
+
+def fork_and_end(how: str) -> int:
+    """Fork a child that has copies of all files and pins, and ends: by `_exit`, by `kill`, or by `exit` or `exception`,
+    which unwind what holds them. The status of wait(2)."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with contextlib.ExitStack() as stack:
+                for closing in (*_files.values(), *_pins.values()):
+                    stack.enter_context(closing)
+                if how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if how == "_exit":
+                    os._exit(0)
+                raise SystemExit if how == "exit" else RuntimeError(how)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1]
+
+
+def direct_reads(sources: list[str], mapping: int, pin: int, length: int, times: int) -> int:
+    """Read files in turn with O_DIRECT into a mapping, or (if that is -1) into the mapped blocks of a pin. How often the
+    bytes of the file were not there afterwards."""
+    expected = [read(source)[:length] for source in sources]
+    target = _pins[pin].map() if mapping < 0 else memoryview(_mappings[mapping])
+    lost = 0
+    files = [os.open(source, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC) for source in sources]
+    try:
+        for n in range(times):
+            which = n % len(sources)
+            if os.preadv(files[which], [target[:length]], 0) != length or target[:length] != expected[which]:
+                lost += 1
+    finally:
+        for fd in files:
+            os.close(fd)
+        if mapping >= 0:
+            target.release()
+    return lost
+
+
+def pin_and_unpin(file: int, offset: int, length: int, times: int) -> None:
+    """Pin for writing and unpin dirty, again and again: what the kernel has of the range is dropped each time."""
+    for _ in range(times):
+        pin_id = calls.pin(file, offset, length, abi.FOLL_PIN | abi.FOLL_WRITE)[0]
+        calls.unpin(file, pin_id, dirty=True)

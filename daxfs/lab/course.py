@@ -105,6 +105,9 @@ def breaks(busy: int) -> dict[str, Sees]:
     }
 
 
+BREAKS = breaks(1)
+
+
 def at_once() -> dict[str, Sees]:
     """No pinned block is taken away: no policy has a say."""
     return dict.fromkeys(EVERY, Sees(How.AT_ONCE))
@@ -126,21 +129,21 @@ def _play(lab: Lab, pins: Sequence[Range], call: Call, sees: Sees) -> None:
     path = lab.file("A")
     old = lab.read(path)
     held = [lab.holder(path).pin(*pinned) for pinned in pins]
-    changed = _meet(lab, path, call, sees, held)
+    changed = meet(lab, path, call, sees, held)
     new = call.after(old) if changed else old
     lab.bytes_equal(lab.read(path), new, "A after the call")
     still = [pin for pin in held if not pin.released]
     if sees.how is How.CORRUPTS:
         _given_away(lab, still)
     else:
-        _kept(lab, path, old, new, still)
+        kept(lab, path, old, new, still)
         lab.equal(lab.busy(), sees.busy, "busy blocks while the pins are held")
         lab.not_reused(*still)
     for pin in still:
         pin.unpin()
 
 
-def _meet(lab: Lab, path: str, call: Call, sees: Sees, held: list[Held]) -> bool:
+def meet(lab: Lab, path: str, call: Call, sees: Sees, held: list[Held]) -> bool:
     """Make the call; has it changed the file?"""
     before = lab.status(path)
     pending = lab.process().start(call.function, path, *call.arguments)
@@ -163,7 +166,7 @@ def _meet(lab: Lab, path: str, call: Call, sees: Sees, held: list[Held]) -> bool
     return True
 
 
-def _kept(lab: Lab, path: str, old: bytes, new: bytes, held: list[Held]) -> None:
+def kept(lab: Lab, path: str, old: bytes, new: bytes, held: list[Held]) -> None:
     """The holders' bytes: a block that was taken away has the old ones, one that the file still has is the file's. Then the
     devices write, and only the file's own blocks may show it."""
     mine = lab.blocks(path)

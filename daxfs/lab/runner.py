@@ -23,7 +23,7 @@ from daxfs.lab.scenario import EVERY, SCENARIOS, Lab, NotApplicable, Scenario
 
 REASON_MAX = 600  # characters
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "n/a"
-CATALOGUE = ("truncate", "waiting", "punch", "names", "space", "holders", "revocable", "device")
+CATALOGUE = ("truncate", "waiting", "punch", "names", "space", "holders", "revocable", "device", "mapping")
 
 
 @dataclass(frozen=True)

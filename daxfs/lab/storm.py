@@ -1,12 +1,14 @@
-"""The storm: holders with DMA, truncaters, punchers, renamers, writers and a filler at random on one mount, and an oracle.
+"""The storm: holders with DMA, truncaters, punchers, renamers, mappers, writers and a filler at random, and an oracle.
 
 `python -m daxfs.lab.storm --steps 1000000`, or `daxfs scenario storm`. Each process is one actor of storm_actors.py and
 knows what its bytes must be: holders what they last wrote into each block that they hold, writers and the filler what
-is in their files. An auditor looks at free + used + busy. The first that sees a foreign byte writes it down and stops
-the run.
+is in their files. Others share pages: a device and two processes with mappings of the mount store in the same blocks, see
+storm_sharing.py. An auditor looks at free + used + busy. The first that sees a foreign byte, or misses one of its own,
+writes it down and stops the run.
 
-What must hold: no byte of another file changes, no pinned byte changes under its holder, no block is lost. Under policy
-`unsafe` the same run must find corruption: that is how one knows that the oracle can see.
+What must hold: no byte of another file changes, no pinned byte changes under its holder, no store into a shared page is
+lost, no block is lost. Under policy `unsafe` the same run must find corruption: that is how one knows that the oracle can
+see. A daemon with DAXFS_TEST_TWINS=off in its environment loses stores, and the run must find that too.
 
 A seed repeats what each process wants to do, not how they interleave.
 """
@@ -18,17 +20,17 @@ import json
 import mmap
 import os
 import random
-import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from daxfs import client
 from daxfs.core.policy import POLICIES
-from daxfs.lab import storm_actors
+from daxfs.lab import acts, storm_actors, storm_sharing
 from daxfs.lab.place import Place, temporary
 from daxfs.lab.processes import Died, Pending, Process, Unseen, Zygote, eventually
 
@@ -37,7 +39,7 @@ SIZE = 32 << 20
 # holders that open another file there; see the scenario wait-and-directory-lock.
 SETTINGS = {"lease_break_s": "0.2", "invalidate_s": "0.2", "wait_s": "1"}
 HOLDERS = storm_actors.HOLDERS
-CAST = (*["hold"] * HOLDERS, "shape", "shape", "write", "write", "fill", "audit")
+CAST = (*["hold"] * HOLDERS, "shape", "shape", "write", "write", "fill", "audit", *storm_sharing.PARTS)
 STALL_S = 60.0  # without one step by anybody
 FINISH_S = 60.0
 
@@ -63,7 +65,9 @@ class Report:
     def lines(self) -> list[str]:
         rate = self.steps / self.seconds if self.seconds else 0
         calls = ", ".join(f"{name} {count}" for name, count in sorted(self.calls.items()))
-        found = self.violations[:5] or ["no byte of another file changed, no pinned byte changed, no block was lost"]
+        found = self.violations[:5] or [
+            "no byte of another file changed, no pinned byte changed, no store to a shared page and no block was lost"
+        ]
         wanted = " (as it must be: the oracle sees)" if self.policy == "unsafe" and self.violations else ""
         return [
             f"policy {self.policy}, seed {self.seed}: {self.steps} steps in {self.seconds:.1f} s ({rate:.0f}/s)",
@@ -73,7 +77,12 @@ class Report:
 
 
 class Board:
-    """A shared page: how many steps each process has made, and whether to stop."""
+    """A shared page: how many steps each process has made, whether to stop, and how often the layout of files changed.
+
+    Words of 8 bytes, each written by one process alone: whoever reads one has it whole.
+    """
+
+    _SLOTS, _MARKS, _CHANGES, _IDENTITIES = 1, 64, 128, 192
 
     def __init__(self, path: str, create: bool = False) -> None:
         self.path = path
@@ -81,33 +90,62 @@ class Board:
         try:
             os.ftruncate(fd, mmap.PAGESIZE)
             self._page = mmap.mmap(fd, mmap.PAGESIZE)
+            self._words = memoryview(self._page).cast("Q")
         finally:
             os.close(fd)
 
     def set(self, slot: int, steps: int) -> None:
-        struct.pack_into("<Q", self._page, 8 + slot * 8, steps)
+        self._words[self._SLOTS + slot] = steps
 
     @property
     def steps(self) -> int:
-        return sum(struct.unpack_from(f"<{len(CAST)}Q", self._page, 8))
+        return sum(self._words[self._SLOTS : self._SLOTS + len(CAST)])
 
     @property
     def holders_steps(self) -> float:
         """The mean of the holders'."""
-        made: tuple[int, ...] = struct.unpack_from(f"<{HOLDERS}Q", self._page, 8)
-        return sum(made) / HOLDERS
+        return sum(self._words[self._SLOTS : self._SLOTS + HOLDERS]) / HOLDERS
+
+    def changes(self, file: int) -> int:
+        """How often the layout of a file changed, twice; odd while it does."""
+        return self._words[self._CHANGES + file]
+
+    def identity(self, file: int) -> int:
+        """How often a file was replaced by a new one of its name."""
+        return self._words[self._IDENTITIES + file]
+
+    @contextmanager
+    def changing(self, file: int) -> Iterator[Callable[[], None]]:
+        """The layout of a file changes inside. What it gives is called when the file has been replaced."""
+
+        def replaced() -> None:
+            self._words[self._IDENTITIES + file] += 1
+
+        self._words[self._CHANGES + file] += 1
+        try:
+            yield replaced
+        finally:
+            self._words[self._CHANGES + file] += 1
+
+    def mark(self, slot: int) -> None:
+        """A process has come to a point that others wait for."""
+        self._words[self._MARKS + slot] = 1
+
+    def marked(self, slot: int) -> bool:
+        return self._words[self._MARKS + slot] != 0
 
     def stop(self) -> None:
-        self._page[0] = 1
+        self._words[0] = 1
 
     @property
     def stopped(self) -> bool:
-        return self._page[0] != 0
+        return self._words[0] != 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._words.release()
         self._page.close()
         os.unlink(self.path)
 
@@ -133,8 +171,10 @@ def run(policy: str, steps: int, seed: int | None = None) -> Report:
 def _play(place: Place, zygote: Zygote, board: Board, steps: int, report: Report) -> None:
     clerk = zygote.process()
     blocks = clerk.do(client.info, place.path)["blocks"]
-    for name in ("arena", "own"):
+    for name in ("arena", "own", "shared"):
         clerk.do(os.mkdir, f"{place.path}/{name}")
+    for name in storm_sharing.FILES:
+        clerk.do(acts.create, f"{place.path}/shared/{name}", bytes(storm_sharing.BLOCKS * mmap.PAGESIZE))
     started = time.monotonic()
     cast: list[tuple[Process, Pending[storm_actors.Seen]]] = []
     for slot, role in enumerate(CAST):
@@ -179,7 +219,7 @@ def _wait(cast: Sequence[tuple[Process, Pending[storm_actors.Seen]]], board: Boa
 def _take(pending: Pending[storm_actors.Seen], report: Report, calls: Counter[str]) -> None:
     try:
         seen = pending.result(FINISH_S)
-    except OSError as problem:
+    except (OSError, Died) as problem:
         if report.policy != "unsafe":
             raise
         report.violations.append(f"a call failed with {problem}: the device has destroyed metadata")

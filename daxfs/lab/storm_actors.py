@@ -60,10 +60,11 @@ class Violation(Exception):
 
 def play(part: Part) -> Seen:
     """Play a part until all have made their steps together, or somebody stops the run."""
+    from daxfs.lab import storm_sharing
     from daxfs.lab.storm import Board
 
     board = Board(part.board)
-    actor = _PARTS[part.role](part)
+    actor = (_PARTS | storm_sharing.PARTS)[part.role](part)
     made = 0
     try:
         while not board.stopped and (made % 8 or board.steps < part.steps):
@@ -272,11 +273,11 @@ class Shape(Actor):
             self.attempt("unlink", lambda: os.unlink(path))
 
 
-def grow(path: str) -> None:
+def grow(path: str, blocks: int = ARENA_BLOCKS) -> None:
     """Make the file if it is not there, and give it its full size."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.ftruncate(fd, ARENA_BLOCKS * BLOCK)
+        os.ftruncate(fd, blocks * BLOCK)
     finally:
         os.close(fd)
 

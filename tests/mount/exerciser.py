@@ -7,9 +7,6 @@ One seed is one sequence of operations: a failure prints the seed and the operat
 
 Each subject is a window of `WINDOW` bytes of a file, at its start or far out in a sparse file. It has several descriptors at
 once, of different flags, and a shared mapping; it may be unlinked and live on through them. Not here: names (namespace.py).
-
-The kernel's FUSE client does not write dirty mapped pages back before it asks for SEEK_DATA and SEEK_HOLE, so the model
-does (msync) before it looks for holes.
 """
 
 from __future__ import annotations
@@ -429,8 +426,6 @@ class Exerciser:
 
     def seek(self, subject: Subject) -> str:
         """What SEEK_DATA and SEEK_HOLE pass over as a hole must be zero in the model."""
-        if subject.mapping is not None:
-            subject.mapping.flush()
         fd, at = self.handle(subject).fd, self.offset(WINDOW)
         if at >= subject.size:
             for whence in (os.SEEK_DATA, os.SEEK_HOLE):

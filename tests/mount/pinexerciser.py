@@ -2,15 +2,27 @@
 
 The model of a pinned block is the file's block while it is the file's: a write shows in the pin, a store of the holder in
 the file. When a truncate or punch takes the whole block away it goes on alone: what the file does no longer reaches it, nor
-it the file. Mappings of the file are left out: those go through the kernel's page cache, which knows nothing of the holder.
+it the file.
+
+Mappings of the file go through the kernel's pages, so each side may be late, but must lose nothing. Bytes that a program
+stored through a mapping, also from a child that ends, are *late* for the holder until they are written back; bytes of the
+holder are late for a mapping until the page is dropped. read(2) is never late. The model keeps apart what nobody can tell: a
+holder stores over a program's late byte when that is written back, a program stores another value than it sees.
 """
 
 from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
 
 from daxfs import client
 from tests.mount.exerciser import BLOCK, WINDOW, Exerciser, Mismatch, Subject
 
 HELD_MAX = 12
+SEEN_S = 20.0  # for what comes without being asked for
+LATE_HOLDER, LATE_MAPPING = 1, 2  # for whom
 
 
 class Held:
@@ -38,13 +50,42 @@ class Held:
 class PinnedSubject(Subject):
     def __init__(self, path: str, base: int) -> None:
         self.held: list[Held] = []
+        self.late = bytearray(WINDOW + BLOCK)
         super().__init__(path, base)
+
+    def delay(self, at: int, length: int, whom: int) -> None:
+        """These bytes may be late for them."""
+        self.late[at : at + length] = self.late[at : at + length].translate(bytes(n | whom for n in range(256)))
+
+    def arrived(self, at: int, length: int, whom: int) -> None:
+        self.late[at : at + length] = self.late[at : at + length].translate(bytes(n & ~whom for n in range(256)))
+
+    def is_late(self, at: int, length: int, whom: int) -> bool:
+        """Whether any of these bytes may be."""
+        return any(n in self.late[at : at + length] for n in {whom, LATE_HOLDER | LATE_MAPPING})
+
+    def in_time(self, at: int, got: bytes | bytearray, whom: int) -> bytes | bytearray:
+        """What was seen, with the bytes that may be late as they will be."""
+        if got == self.data[at : at + len(got)]:
+            return got
+        known = bytearray(got)
+        for n in range(min(len(got), self.size - at)):
+            if self.late[at + n] & whom:
+                known[n] = self.data[at + n]
+        return known
+
+    def write_back(self) -> None:
+        """What programs stored is in the blocks."""
+        if self.handles and self.is_late(0, len(self.late), LATE_HOLDER):
+            os.fsync(self.handles[0].fd)
+            self.arrived(0, len(self.late), LATE_HOLDER)
 
     def block(self, index: int) -> bytearray:
         return self.data[index * BLOCK : (index + 1) * BLOCK].ljust(BLOCK, b"\0")
 
     def create(self) -> None:
         self._leave(0, WINDOW)
+        self.late = bytearray(WINDOW + BLOCK)
         super().create()
 
     def resize(self, size: int) -> None:
@@ -68,14 +109,93 @@ class PinExerciser(Exerciser):
     def __init__(self, directory: str, seed: int) -> None:
         super().__init__(directory, seed)
         self.held: list[Held] = []
-        for unfit in (self.write_mapped, self.read_mapped, self.read_private, self.remap):
-            del self.operations[unfit]
-        self.operations |= {self.pin: 6, self.unpin: 4, self.store: 10, self.load: 10, self.invariants: 1}  # type: ignore[dict-item]
+        self.operations |= {  # type: ignore[dict-item]
+            self.pin: 6, self.unpin: 4, self.store: 10, self.load: 10, self.write_forked: 2, self.invariants: 1,
+        }  # fmt: skip
 
     def close(self) -> None:
         for held in self.held:
             held.file.close()
         super().close()
+
+    # -- mappings beside pins --
+
+    def write_mapped(self, subject: PinnedSubject) -> str:  # type: ignore[override]
+        return self._write_mapped(subject, self._put)
+
+    def write_forked(self, subject: PinnedSubject) -> str:
+        """A child stores through the mapping that it shares with this process, and ends in some way."""
+        return self._write_mapped(subject, self._put_forked)
+
+    def _write_mapped(self, subject: PinnedSubject, put: Callable[[PinnedSubject, int, bytes], str]) -> str:
+        if not subject.size:
+            return self.write(subject)
+        at, length = self.span(subject.size)
+        seen = self.mapped(subject, at + length)[at : at + length]
+        data = bytearray(self.random.randbytes(length))
+        for n in range(length):
+            if data[n] == seen[n]:
+                data[n] ^= 1
+        how = put(subject, at, bytes(data))
+        subject.put(at, data)
+        subject.delay(at, length, LATE_HOLDER)
+        subject.arrived(at, length, LATE_MAPPING)
+        return f"{how} [{at:#x}, {at + length:#x})"
+
+    def _put(self, subject: PinnedSubject, at: int, data: bytes) -> str:
+        self.mapped(subject, at + len(data))[at : at + len(data)] = data
+        return "write_mapped"
+
+    def _put_forked(self, subject: PinnedSubject, at: int, data: bytes) -> str:
+        end = self.random.choice(("exit", "munmap", "kill"))
+        if (child := os.fork()) == 0:
+            try:
+                self._put(subject, at, data)
+                if end == "munmap":
+                    subject.unmap()
+                if end == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        if os.waitpid(child, 0)[1] not in (0, signal.SIGKILL):
+            raise Mismatch("the child that stores failed")
+        return f"write_forked, {end}"
+
+    def compare(self, subject: PinnedSubject, at: int, got: bytes | bytearray, length: int, how: str) -> None:  # type: ignore[override]
+        """What goes through the kernel's pages may be late; now and then it is waited for."""
+        if how == "read_mapped":
+            if self.random.random() < 0.1:
+                end = time.monotonic() + SEEN_S
+                while got != subject.data[at : at + length] and time.monotonic() < end:
+                    got = self.mapped(subject, at + length)[at : at + length]
+                subject.arrived(at, length, LATE_MAPPING)
+            got = subject.in_time(at, got, LATE_MAPPING)
+        elif how in ("read_private", "splice"):
+            got = subject.in_time(at, got, LATE_MAPPING)
+        super().compare(subject, at, got, length, how)
+
+    def truncate(self, subject: PinnedSubject) -> str:  # type: ignore[override]
+        subject.write_back()
+        return super().truncate(subject)
+
+    def truncate_path(self, subject: PinnedSubject) -> str:  # type: ignore[override]
+        subject.write_back()
+        return super().truncate_path(subject)
+
+    def punch(self, subject: PinnedSubject) -> str:  # type: ignore[override]
+        subject.write_back()
+        return super().punch(subject)
+
+    def reopen(self, subject: PinnedSubject) -> str:  # type: ignore[override]
+        subject.write_back()
+        return super().reopen(subject)
+
+    def forget_name(self, subject: PinnedSubject) -> str:  # type: ignore[override]
+        subject.write_back()
+        return super().forget_name(subject)
+
+    # -- pins --
 
     def pin(self, subject: PinnedSubject) -> str:
         if not subject.size or len(self.held) >= HELD_MAX:
@@ -111,6 +231,10 @@ class PinExerciser(Exerciser):
         limit = BLOCK if content is not None else min(BLOCK, held.subject.size - at)
         start, length = self.random.randrange(limit), self.random.randint(1, limit)
         data = self.random.randbytes(min(length, limit - start))
+        if content is None:
+            if held.subject.is_late(at + start, len(data), LATE_HOLDER):
+                held.subject.write_back()
+            held.subject.delay(at + start, len(data), LATE_MAPPING)
         held.view[n * BLOCK + start : n * BLOCK + start + len(data)] = data
         if content is None:
             held.subject.data[at + start : at + start + len(data)] = data
@@ -124,8 +248,9 @@ class PinExerciser(Exerciser):
         if not self.held:
             return self.read(subject)
         held = self.random.choice(self.held)
+        wait = self.random.random() < 0.1
         for n in range(len(held.alone)):
-            got, want = bytes(held.view[n * BLOCK : (n + 1) * BLOCK]), held.expected(n)
+            got, want = self._load(held, n, wait), held.expected(n)
             if got != want:
                 at = next(i for i in range(BLOCK) if got[i] != want[i])
                 state = "the file's" if held.alone[n] is None else "busy"
@@ -134,6 +259,17 @@ class PinExerciser(Exerciser):
                     f"model {want[at]:#x}; runs {held.pin.runs}"
                 )
         return f"load pin {held.pin.id}"
+
+    def _load(self, held: Held, n: int, wait: bool) -> bytes:
+        """A block as its holder sees it. `wait`: until it is as the model has it, if it comes to that."""
+        end = time.monotonic() + (SEEN_S if wait and held.alone[n] is None else 0)
+        while True:
+            got = bytes(held.view[n * BLOCK : (n + 1) * BLOCK])
+            if got == held.expected(n) or time.monotonic() > end:
+                break
+        if wait or held.alone[n] is not None:
+            return got
+        return bytes(held.subject.in_time((held.first + n) * BLOCK, got, LATE_HOLDER))
 
     def invariants(self, subject: PinnedSubject) -> str:
         """All blocks are accounted for; busy extents do not overlap; no block is of two files, or of one and busy.

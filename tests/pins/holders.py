@@ -90,6 +90,10 @@ class Acts:
         view = self.pins[pin_id].map()
         view[:] = bytes([byte]) * len(view)
 
+    def dma(self, pin_id: int, offset: int, text: str) -> None:
+        """A device writes some bytes."""
+        self.pins[pin_id].map()[offset : offset + len(text)] = text.encode()
+
     def event(self) -> list[int] | None:
         assert self.file is not None
         event = self.file.next_event()
