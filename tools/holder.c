@@ -4,9 +4,11 @@
  *     cc -Wall -I daxfs/include -o holder tools/holder.c
  *     holder [-r] [-d] IMAGE FILE OFFSET LENGTH          (-r: a read pin, -d: register on demand)
  *
- * Input, a line each:   store AT TEXT   load AT COUNT   ack   unpin [dirty]
- * Output, a line each:  pinned ID RUNS BLOCKS   loaded TEXT   event TYPE PIN OFFSET LENGTH   acked   unpinned
+ * Input, a line each:   store AT TEXT   load AT COUNT   ack   unpin [dirty]   fork
+ * Output, a line each:  pinned ID RUNS BLOCKS   loaded TEXT   event TYPE PIN OFFSET LENGTH   acked   unpinned   forked
  * Mappings are this process's business: it unmaps before it unpins, since the blocks may be somebody else's right after.
+ * The pin is not: it is shared by all processes that have the descriptor, and given back by the one that took it. `fork` has
+ * a child that lets go of its copies and ends.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,12 +21,14 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/statvfs.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "daxfs.h"
 
 struct holder {
 	int fd;
+	pid_t maker; /* the process that took the pin */
 	struct daxfs_pin pin;
 	char *blocks; /* the pinned blocks, one after the other; NULL when they are not mapped */
 };
@@ -54,7 +58,7 @@ static char *map_blocks(const struct holder *h, const char *image, int protectio
 	uint64_t known = 0;
 	int fd;
 
-	fd = open(image, protection & PROT_WRITE ? O_RDWR : O_RDONLY);
+	fd = open(image, (protection & PROT_WRITE ? O_RDWR : O_RDONLY) | O_CLOEXEC);
 	if (fd < 0)
 		fail(image);
 	if (fstatvfs(h->fd, &volume) < 0)
@@ -91,6 +95,18 @@ static void unmap(struct holder *h)
 	if (h->blocks != NULL)
 		munmap(h->blocks, h->pin.length);
 	h->blocks = NULL;
+}
+
+/* Through with the pin. A forked child gives up its copies of mapping and descriptor, and the pin stays with its parent. */
+static void let_go(struct holder *h, uint32_t flags)
+{
+	struct daxfs_unpin unpin = {.id = h->pin.id, .flags = flags};
+
+	unmap(h);
+	if (getpid() != h->maker)
+		close(h->fd);
+	else if (retried_ioctl(h->fd, DAXFS_IOC_UNPIN, &unpin) < 0)
+		fail("UNPIN");
 }
 
 static void print_event(struct holder *h)
@@ -131,12 +147,18 @@ static void obey(struct holder *h, char *line)
 			fail("ACK");
 		printf("acked\n");
 	} else if (strncmp(line, "unpin", 5) == 0) {
-		struct daxfs_unpin unpin = {.id = h->pin.id, .flags = strcmp(line, "unpin dirty") == 0 ? DAXFS_UNPIN_DIRTY : 0};
-
-		unmap(h);
-		if (retried_ioctl(h->fd, DAXFS_IOC_UNPIN, &unpin) < 0)
-			fail("UNPIN");
+		let_go(h, strcmp(line, "unpin dirty") == 0 ? DAXFS_UNPIN_DIRTY : 0);
 		printf("unpinned\n");
+	} else if (strcmp(line, "fork") == 0) {
+		pid_t child = fork();
+
+		if (child == 0) {
+			let_go(h, 0);
+			exit(0);
+		}
+		if (child < 0 || waitpid(child, NULL, 0) < 0)
+			fail("fork");
+		printf("forked\n");
 	} else {
 		errno = EINVAL;
 		fail(line);
@@ -184,7 +206,8 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: holder [-r] [-d] IMAGE FILE OFFSET LENGTH\n");
 		return 2;
 	}
-	h.fd = open(argv[optind + 1], (access ? O_RDWR : O_RDONLY) | DAXFS_O_PIN);
+	h.maker = getpid();
+	h.fd = open(argv[optind + 1], (access ? O_RDWR : O_RDONLY) | O_CLOEXEC | DAXFS_O_PIN);
 	if (h.fd < 0)
 		fail(argv[optind + 1]);
 	h.pin.offset = strtoull(argv[optind + 2], NULL, 0);

@@ -14,6 +14,8 @@ Rules
 - Events are awaited through an epoll of their own that asks for POLLPRI only: a description without pins is always readable.
 - A call that waits does so in a thread, on a duplicate of the descriptor. When it is cancelled the thread goes on to the end
   of the call; a pin that it still gets is given back at once.
+- In a forked child (closing.py) trio's own epoll is still the parent's: nothing is told to it there. A child that was forked
+  inside of trio.run has to leave with os._exit or exec, or trio itself disturbs the parent.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from daxfs import abi
 from daxfs.client import calls
 from daxfs.client import file as sync
 from daxfs.client.calls import PinError
+from daxfs.client.closing import Process, this_process
 from daxfs.client.events import Event, Lease
 from daxfs.client.file import File, Pin
 from daxfs.client.reports import Path
@@ -54,6 +57,7 @@ class AsyncFile:
         self.file = file
         self._epoll = select.epoll()
         self._epoll.register(file.fileno(), select.EPOLLPRI)
+        self._lent: dict[int, Process] = {}  # duplicates of the descriptor, each with the process whose thread closes it
 
     async def pin(
         self, offset: int = 0, length: int | None = None, *, write: bool = False, longterm: bool = False
@@ -95,7 +99,9 @@ class AsyncFile:
 
     async def _in_thread(self, call: Callable[[int], T], undo: Callable[[int, T], None]) -> T:
         """The result of a call that may wait, made in a thread. `undo` takes back one that nobody waits for any more."""
+        caller = this_process()
         fd = os.dup(self.file.fileno())
+        self._lent[fd] = caller
         lock = threading.Lock()
         results: list[T] = []
         abandoned = False
@@ -109,11 +115,14 @@ class AsyncFile:
                         undo(fd, result)
                 return result
             finally:
+                del self._lent[fd]
                 os.close(fd)
 
         try:
             return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
         except trio.Cancelled:
+            if this_process() is not caller:
+                raise  # a forked child: the thread, and what it gets, are the parent's
             with lock:
                 abandoned = True
                 if results:  # it came at the same moment
@@ -139,9 +148,12 @@ class AsyncFile:
         return Events(self)
 
     async def aclose(self) -> None:
-        """Close the file, its pins with it. Again: no effect."""
+        """Close the file, as `File.close` does. Again: no effect."""
         if not self._epoll.closed:
-            trio.lowlevel.notify_closing(self._epoll.fileno())
+            if self.file.mine:
+                trio.lowlevel.notify_closing(self._epoll.fileno())
+            for fd in [fd for fd, process in self._lent.items() if process is not this_process()]:
+                os.close(fd)  # the thread that would do it is not here
             self._epoll.close()
             self.file.close()
         await trio.lowlevel.checkpoint()

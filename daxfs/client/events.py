@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from daxfs import abi
 from daxfs.client import calls
 from daxfs.client.calls import PinError
-from daxfs.client.closing import Closing
+from daxfs.client.closing import Held
 
 if TYPE_CHECKING:
     from daxfs.client.file import File
@@ -39,23 +39,28 @@ class Event:
     lost: int = 0
 
 
-class Lease(Closing):
+class Lease(Held):
     """A layout lease: its holder hears (LEASE_BREAK) before the layout of the range changes. A context manager.
 
-    It gives no right to the blocks; pin them. All leases of a description are given back together.
+    It gives no right to the blocks; pin them. All leases of a description are given back together: by the process that
+    opened the file (a child that wants one of its own opens the file itself), or by the last close.
     """
 
     def __init__(self, file: File, offset: int, length: int) -> None:
+        super().__init__(file)
+        self._maker = file._maker  # one taken in a child goes together with those of its parent
         self.file = file
         self.offset = offset
         self.length = length
-        self.held = True
 
     def close(self) -> bool:
-        """Give it back. Whether it was still there: False if it was broken, or closed before."""
-        if not self.held:
-            return False
-        self.held = False
+        """Give it back. Whether it was still there: False if it was broken, or closed before.
+
+        In another process than the one that opened the file: forget it, and False."""
+        return bool(super().close())
+
+    def _give_back(self) -> bool:
+        self.drop()
         try:
             calls.lease(self.file.fileno(), self.offset, self.length, abi.LEASE_RELEASE)
         except PinError as problem:
@@ -63,3 +68,6 @@ class Lease(Closing):
                 raise
             return False
         return True
+
+    def _called(self) -> tuple[str, str]:
+        return "the lease", self.file.path

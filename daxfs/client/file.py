@@ -1,11 +1,13 @@
 """A file of a daxfs mount, and the pins that this process takes on it.
 
 A pin belongs to the open file description behind `File`: dup, fork and a descriptor sent over a socket share it, and
-the last close releases it, also when the process is killed. `Pin.close` gives it back earlier. The pinned blocks stay
-where they are, whatever happens to the file; `Pin.map` maps them from the image itself, so what is read and written
-there are the bytes on the (emulated) medium. For that the process needs permission for the image, as for a raw device.
+the last close releases it, also when the process is killed. `Pin.close` gives it back earlier, in the process that took it;
+what it means in others is in closing.py. The pinned blocks stay where they are, whatever happens to the file; `Pin.map` maps
+them from the image itself, so what is read and written there are the bytes on the (emulated) medium. For that the process
+needs permission for the image, as for a raw device.
 
-States of a pin: held -> closed. States of its mapping: none -> mapped (`map`) -> closed, always before the pin is.
+States of a pin in a process: held -> closed. States of its mapping: none -> mapped (`map`) -> closed, always before the
+pin is.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ import os
 import select
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from daxfs import abi
 from daxfs.client import calls
 from daxfs.client.calls import PinError, Run
-from daxfs.client.closing import Closing
+from daxfs.client.closing import Held, Opened
 from daxfs.client.events import Event, EventType, Lease
 from daxfs.client.memory import Window
 from daxfs.client.reports import Path, open_descriptor
@@ -62,15 +64,20 @@ def open(path: Path, mode: str = "r") -> File:
     return file
 
 
-class File(Closing):
-    """An open file of a daxfs mount. Closing it (a context manager) releases its pins, if no copy is open."""
+class File(Opened):
+    """An open file of a daxfs mount. A context manager.
+
+    `close` takes the mappings of this process away and closes the descriptor. Pins and leases go with the last copy of it.
+    """
 
     def __init__(self, fd: int, path: str = "") -> None:
         """Take over an open descriptor: `close` closes it. `path` is only for messages."""
-        self._fd = fd
+        super().__init__(fd)
         self.path = path or f"descriptor {fd}"
-        self._pins: list[Pin] = []
         self._block_size = 0
+
+    def _called(self) -> tuple[str, str]:
+        return "the file", self.path
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -79,11 +86,6 @@ class File(Closing):
             yield
         except PinError as problem:
             raise PinError(problem.errno, problem.strerror, self.path) from None
-
-    def fileno(self) -> int:
-        if self._fd < 0:
-            raise PinError(errno.EBADF, "the file is closed", self.path)
-        return self._fd
 
     @property
     def block_size(self) -> int:
@@ -180,10 +182,20 @@ class File(Closing):
             if sum(count for _, count in pin.runs) != blocks:
                 raise PinError(errno.EPROTO, f"pin {pin_id} has {blocks} blocks, its runs have other ones")
         except BaseException:
-            calls.unpin(self.fileno(), pin_id, dirty=False)
+            pin.close(dirty=False)
             raise
-        self._pins.append(pin)
         return pin
+
+    def unpin(self, pin_id: int, *, dirty: bool = False) -> None:
+        """Give back a pin of this description by its id, whichever process took it: for one that has nothing but the
+        descriptor. No copy of it is worth anything afterwards; see `Pin.close_for_all`.
+
+        dirty: the device wrote. PinError: ENOENT (no such pin on this description)."""
+        for thing in [*self._below]:
+            if isinstance(thing, Pin) and thing.id == pin_id:
+                thing.drop()
+        with self._named():
+            calls.unpin(self.fileno(), pin_id, dirty=dirty)
 
     def lease(self, offset: int = 0, length: int = 0) -> Lease:
         """Take a layout lease on a range of whole blocks (length 0: all of the file, as long as it gets). A context manager.
@@ -225,37 +237,26 @@ class File(Closing):
         with self._named():
             calls.change(self.fileno(), offset, length, abi.CHANGE_PUNCH, wait=wait)
 
-    def close(self) -> None:
-        """Unmap and release every pin taken through this object, close the descriptor. Again: no effect."""
-        if self._fd < 0:
-            return
-        try:
-            while self._pins:
-                self._pins[-1].close()
-        finally:
-            for pin in self._pins:
-                pin.detach()  # the daemon did not answer; the last close releases them all the same
-            fd, self._fd = self._fd, -1
-            os.close(fd)
 
+class Pin(Held):
+    """A pin: `id`, `offset` and `length` (bytes), `flags` (FOLL_*), `runs` of (start block, count). A context manager.
 
-class User(Protocol):
-    def close(self) -> None: ...
-
-
-class Pin(Closing):
-    """A held pin: `id`, `offset` and `length` (bytes), `flags` (FOLL_*), `runs` of (start block, count)."""
+    A forked child has a copy: it may map, label and look, and its `close` is about the copy only.
+    """
 
     def __init__(self, file: File, pin_id: int, offset: int, length: int, flags: int, runs: tuple[Run, ...]) -> None:
+        super().__init__(file)
         self.file = file
         self.id = pin_id
         self.offset = offset
         self.length = length
         self.flags = flags
         self.runs = runs
-        self.held = True
+        self._dirty = self.writable
         self._window: Window | None = None
-        self._users: list[User] = []
+
+    def _called(self) -> tuple[str, str]:
+        return f"pin {self.id}", self.file.path
 
     def label(self, text: str) -> None:
         """Name the pin for whoever lists pins (`daxfs pins`): 56 bytes of UTF-8, more is cut off. PinError: ENOENT."""
@@ -272,7 +273,8 @@ class Pin(Closing):
 
     def acknowledge(self) -> None:
         """An on-demand registration lets go, after INVALIDATE: unmap, then tell the daemon. Close it afterwards.
-        PinError: EINVAL (it was not told to), ENOENT."""
+        PinError: EINVAL (it was not told to), ENOENT, EPERM (another process registered it, which may have it mapped)."""
+        self._require_maker("only that one can say that it has let go")
         self.unmap()
         with self.file._named():
             calls.acknowledge(self.file.fileno(), self.id)
@@ -284,8 +286,7 @@ class Pin(Closing):
         closed. Then the view is released, and slices of it that are still held read zeros and write nowhere.
         PinError: EACCES (no permission for the image), ENOENT or ESTALE (it is not where the daemon says), EBADF.
         """
-        if not self.held:
-            raise PinError(errno.EBADF, f"pin {self.id} is closed", self.file.path)
+        self._require_held()
         if self._window is None or _released(self._window.view):
             if self._window is not None:
                 self._window.close()
@@ -307,38 +308,33 @@ class Pin(Closing):
         """Where `map` put the blocks in this process: for `ctypes`, vmsplice, O_DIRECT. 0 while they are not mapped."""
         return self._window.address if self._window else 0
 
-    def join(self, user: User) -> None:
-        """Somebody uses the mapping beyond a call (see `daxfs.client.kernel`) and is closed before it goes."""
-        self._users.append(user)
-
-    def leave(self, user: User) -> None:
-        self._users.remove(user)
-
     def unmap(self) -> None:
-        """Take the mapping away; the pin stays. Slices of the view that are still held read zeros and write nowhere."""
-        while self._users:
-            self._users[-1].close()
-        if self._window is not None:
-            self._window.close()
-            self._window = None
-
-    def detach(self) -> None:
-        """Take the mapping away and forget the pin, without telling the daemon."""
-        self.unmap()
-        self.held = False
+        """Take the mapping of this process away; the pin stays. Slices of the view that are still held read zeros and write
+        nowhere. Rings and pipes on the pin (`daxfs.client.kernel`) are closed first."""
+        with ExitStack() as last_first:
+            if self._window is not None:
+                last_first.callback(self._window.close)
+                self._window = None
+            for user in self._below:
+                last_first.callback(user.close)
 
     def close(self, *, dirty: bool | None = None) -> None:
-        """Unmap, then unpin. Again: no effect.
+        """Unmap, then unpin; in another process than the one that took the pin, only unmap. Again: no effect.
 
         dirty: whether the device wrote, so that the file's times move; by default, whether the pin is a write pin.
         PinError: ENOENT (released before), ENOTCONN (the daemon is gone; the blocks are unmapped here all the same).
         """
-        if not self.held:
-            return
-        self.detach()
-        self.file._pins.remove(self)
+        if dirty is not None:
+            self._dirty = dirty
+        super().close()
+
+    def _give_back(self) -> None:
+        self.drop()
         with self.file._named():
-            calls.unpin(self.file.fileno(), self.id, dirty=self.writable if dirty is None else dirty)
+            calls.unpin(self.file.fileno(), self.id, dirty=self._dirty)
+
+    def _let_go(self) -> None:
+        self.unmap()
 
 
 def _released(view: memoryview) -> bool:

@@ -22,6 +22,7 @@ Not as in the kernel
 - FOLL_GET gives a reference and no access to data (Documentation/core-api/pin_user_pages.rst, case 5): mapping is EACCES.
 - Long-term pins work (the kernel: EOPNOTSUPP on DAX), unless the mount says longterm=deny.
 - Releasing too often raises instead of warning in the kernel log.
+- In a forked child, releasing a page that the parent took forgets it there, and no more; see closing.py.
 
 Each page is a pin of its own, so any of them can be released alone. For large ranges `File.pin` is one call.
 """
@@ -41,6 +42,7 @@ from daxfs import abi
 from daxfs.abi import FOLL_GET, FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
 from daxfs.client import calls
 from daxfs.client.calls import PinError
+from daxfs.client.closing import Closing, Held
 from daxfs.client.file import File
 from daxfs.client.memory import Window
 
@@ -163,7 +165,13 @@ class _AddressSpace:
         return next((vma for vma in self._maps if vma.vm_start <= address < vma.vm_end), None)
 
 
+    def forked(self) -> None:
+        """In a child: the thread that may have had the lock is not here."""
+        self._lock = threading.Lock()
+
+
 _mm = _AddressSpace()
+os.register_at_fork(after_in_child=_mm.forked)
 
 
 def mmap(file: File, length: int, prot: int = PROT_READ | PROT_WRITE, offset: int = 0) -> Vma:
@@ -185,22 +193,33 @@ def munmap(vma: Vma) -> None:
     _mm.remove(vma)
 
 
-class Page:
+class Page(Held):
     """A page that this process holds: one pin or one reference. `index`: its number in the file when it was taken."""
 
-    __slots__ = ("_block", "_held", "_pin_id", "file", "flags", "index")
+    __slots__ = ("_block", "_dirty", "_pin_id", "file", "flags", "index")
+
+    _closed_errno = errno.ENOENT
+    _closed_word = "was released before"
 
     def __init__(self, file: File, pin_id: int, index: int, flags: int) -> None:
+        super().__init__()
         self.file = file
         self.index = index
         self.flags = flags
         self._pin_id = pin_id
         self._block = -1
-        self._held = True
+        self._dirty = False
+
+    def _called(self) -> tuple[str, str]:
+        return f"page {self.index}", self.file.path
+
+    def _give_back(self) -> None:
+        self.drop()
+        with self.file._named():
+            calls.unpin(self.file.fileno(), self._pin_id, dirty=self._dirty)
 
     def _state(self) -> tuple[int, int, int]:
-        if not self._held:
-            raise PinError(errno.ENOENT, "the page was released", self.file.path)
+        self._require_held()
         with self.file._named():
             (_, block, pins, references), *_ = calls.page_states(self.file.fileno(), self._pin_id, 0)
         self._block = block
@@ -223,7 +242,7 @@ class Page:
 
     def __repr__(self) -> str:
         kind = "pinned" if self.flags & FOLL_PIN else "referenced"
-        if not self._held:
+        if not self.held:
             return f"<Page {self.index} of {self.file.path}: released>"
         block, pins, references = self._state()
         return f"<Page {self.index} of {self.file.path}: {kind}, block {block}, refcount {references}, pincount {pins}>"
@@ -378,11 +397,9 @@ def _unpin(page: Page, *, dirty: bool) -> None:
 
 
 def _release(page: Page, *, dirty: bool) -> None:
-    if not page._held:
-        raise PinError(errno.ENOENT, f"page {page.index} was released before", page.file.path)
-    page._held = False
-    with page.file._named():
-        calls.unpin(page.file.fileno(), page._pin_id, dirty=dirty)
+    page._require_held()
+    page._dirty = dirty
+    page.close()
 
 
 def page_ref_count(page: Page) -> int:
@@ -392,6 +409,17 @@ def page_ref_count(page: Page) -> int:
 def page_maybe_dma_pinned(page: Page) -> bool:
     """Whether somebody may do DMA to the block. Here it is exact."""
     return page.pincount > 0
+
+
+class _Mapped(Closing):
+    """Pages as memory, until the file is closed at the latest."""
+
+    def __init__(self, file: File, window: Window) -> None:
+        super().__init__(file)
+        self._window = window
+
+    def _let_go(self) -> None:
+        self._window.close()
 
 
 @contextmanager
@@ -405,16 +433,16 @@ def vmap(pages: Sequence[Page]) -> Iterator[memoryview]:
     file = pages[0].file
     if not all(page.flags & FOLL_PIN for page in pages):
         raise PinError(errno.EACCES, "a FOLL_GET reference gives no access to the data: use pin_user_pages", file.path)
-    if not all(page._held for page in pages):
-        raise PinError(errno.ENOENT, "a page was released", file.path)
+    for page in pages:
+        page._require_held()
     writable = all(page.flags & FOLL_WRITE for page in pages)
     image = file.open_image(writable=writable)
     try:
         window = Window(image, [(page.block, 1) for page in pages], file.block_size, writable=writable)
     finally:
         os.close(image)
-    with window as view:
-        yield view
+    with _Mapped(file, window):
+        yield window.view
 
 
 @contextmanager

@@ -9,7 +9,8 @@ disk's DMA, a pipe or a ring then reads and writes them, whatever happens to the
 | `splice` | FOLL_GET | the pipe is empty or closed |
 | `FixedBuffer` | FOLL_PIN, FOLL_LONGTERM | it is closed; a pin closes those on it first |
 
-`splice` and `FixedBuffer` are closed before the pin they are on, so that the kernel never outlives it.
+`splice` and `FixedBuffer` are closed before the pin they are on, so that the kernel never outlives it. In the process that
+made them the kernel lets go of the pages then, whichever forked children still have the pipe or the ring.
 
 io_uring takes no long-term pin on a file of ext4, XFS and others (EFAULT; older kernels EOPNOTSUPP): the image has to be on
 tmpfs. `FixedBuffer` needs the package liburing (pip install liburing), which is imported only there, and Linux 6.15.
@@ -24,6 +25,7 @@ import importlib
 import os
 import select
 import time
+from contextlib import suppress
 from typing import Any
 
 from daxfs.client import calls
@@ -103,14 +105,17 @@ class Spliced(Closing):
     """Pages of a pin in a pipe: no copy, so what is stored in the blocks before they are read is seen. A context manager."""
 
     def __init__(self, pin: Pin, read_end: int, length: int) -> None:
+        super().__init__(pin)
         self._pin = pin
         self._read_end = read_end
         self.length = length
 
+    def _called(self) -> tuple[str, str]:
+        return "the pipe", self._pin.file.path
+
     def fileno(self) -> int:
         """The pipe's end to read from: for read(2), splice(2), poll(2)."""
-        if self._read_end < 0:
-            raise PinError(errno.EBADF, "the pipe is closed", self._pin.file.path)
+        self._require_held()
         return self._read_end
 
     def read(self, size: int = -1) -> bytes:
@@ -124,11 +129,23 @@ class Spliced(Closing):
         return bytes(data)
 
     def close(self) -> None:
-        """Close the pipe: the kernel lets go of all pages. Again: no effect."""
-        if self._read_end >= 0:
-            self._pin.leave(self)
-            fd, self._read_end = self._read_end, -1
-            os.close(fd)
+        """The kernel lets go of all pages: the pipe is emptied and closed. In another process than the one that made it:
+        closed there, no more. Again: no effect."""
+        super().close()
+
+    def _give_back(self) -> None:
+        """A child that has the pipe as well would keep the pages in it."""
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            with suppress(BlockingIOError):
+                while os.splice(self._read_end, nowhere, self.length, flags=os.SPLICE_F_NONBLOCK):
+                    pass
+        finally:
+            os.close(nowhere)
+
+    def _let_go(self) -> None:
+        fd, self._read_end = self._read_end, -1
+        os.close(fd)
 
 
 def splice(pin: Pin, at: int = 0, length: int | None = None) -> Spliced:
@@ -155,14 +172,12 @@ def splice(pin: Pin, at: int = 0, length: int | None = None) -> Spliced:
                     raise PinError(errno.ENOSPC, f"the pipe is full after {done} bytes: splice fewer", pin.file.path)
                 raise _refused(code, pin, os.strerror(code))
             done += moved
-        spliced = Spliced(pin, read_end, size)
     except BaseException:
         os.close(read_end)
         raise
     finally:
         os.close(write_end)
-    pin.join(spliced)
-    return spliced
+    return Spliced(pin, read_end, size)
 
 
 # -- io_uring ---------------------------------------------------------------------------------------------------------
@@ -180,7 +195,8 @@ class FixedBuffer(Closing):
     """A write pin's blocks as a registered buffer of an io_uring of its own. A context manager.
 
     `submit_read` and `submit_write` start an operation and return its number; `wait` gives those that are done. `read` and
-    `write` do both. One thread at a time. Whatever is still under way when it is closed is cancelled and waited for.
+    `write` do both. One thread at a time, and only in the process that made it (EPERM), as the ring's queues are shared
+    memory. What is still under way when that process closes it is cancelled and waited for.
     """
 
     def __init__(self, pin: Pin) -> None:
@@ -197,20 +213,27 @@ class FixedBuffer(Closing):
         self._under_way: set[int] = set()
         self._last = 0
         self._ring = self._uring.Ring()
-        self._opened = False
+        opened = False
         try:
             self._uring.io_uring_queue_init(_ENTRIES, self._ring)
-            self._opened = True
+            opened = True
             self._uring.io_uring_register_buffers(self._ring, self._vector(0, pin.length))
         except OSError as problem:
-            self._exit()
+            if opened:
+                self._let_go()
             raise _refused(problem.errno, pin, problem.strerror) from None
-        pin.join(self)
+        super().__init__(pin)
+
+    def _called(self) -> tuple[str, str]:
+        return "the buffer", self._pin.file.path
+
+    def _require_ours(self) -> None:
+        self._require_held()
+        self._require_maker("the queues of its ring are that one's, make a FixedBuffer on the pin here")
 
     def fileno(self) -> int:
         """The ring: poll(2) says POLLIN when an operation is done."""
-        if not self._opened:
-            raise PinError(errno.EBADF, "the buffer is closed", self._pin.file.path)
+        self._require_held()
         fd: int = self._ring.ring_fd
         return fd
 
@@ -231,7 +254,7 @@ class FixedBuffer(Closing):
         return self._submit(self._uring.io_uring_prep_writev_fixed, fd, offset, at, length)
 
     def _submit(self, prepare: Any, fd: int, offset: int, at: int, length: int | None) -> int:
-        self.fileno()
+        self._require_ours()
         size = _size(self._pin, at, length)
         entry = self._uring.io_uring_get_sqe(self._ring)
         if len(self._under_way) >= _ENTRIES or not entry:
@@ -246,6 +269,7 @@ class FixedBuffer(Closing):
     def wait(self, timeout_s: float | None = None) -> dict[int, int]:
         """The operations that are done, at least one: number -> bytes, or -errno. Empty if none ends within `timeout_s`, or
         if none is under way."""
+        self._require_ours()
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while not (done := self._reap()) and self._under_way:
             rest = None if end is None else end - time.monotonic()
@@ -298,25 +322,26 @@ class FixedBuffer(Closing):
         return result
 
     def close(self) -> None:
-        """Cancel and await what is under way, give the pages back. Again: no effect."""
-        if not self._opened:
-            return
-        if self._under_way:
-            entry = self._uring.io_uring_get_sqe(self._ring)
-            everything = self._uring.IORING_ASYNC_CANCEL_ANY | self._uring.IORING_ASYNC_CANCEL_ALL
-            self._uring.io_uring_prep_cancel64(entry, 0, everything)
-            entry.user_data = 0
-            self._uring.io_uring_submit(self._ring)
-            while self._under_way:
-                self.wait()
-        self._pin.leave(self)
-        self._uring.io_uring_unregister_buffers(self._ring)
-        self._exit()
+        """Cancel and await what is under way, give the pages back. In another process than the one that made it: take the
+        ring away there. Again: no effect."""
+        super().close()
 
-    def _exit(self) -> None:
-        if self._opened:
-            self._opened = False
-            self._uring.io_uring_queue_exit(self._ring)
+    def _give_back(self) -> None:
+        try:
+            if self._under_way:
+                entry = self._uring.io_uring_get_sqe(self._ring)
+                everything = self._uring.IORING_ASYNC_CANCEL_ANY | self._uring.IORING_ASYNC_CANCEL_ALL
+                self._uring.io_uring_prep_cancel64(entry, 0, everything)
+                entry.user_data = 0
+                self._uring.io_uring_submit(self._ring)
+                while self._under_way:
+                    self.wait()
+            self._uring.io_uring_unregister_buffers(self._ring)
+        finally:
+            self.drop()
+
+    def _let_go(self) -> None:
+        self._uring.io_uring_queue_exit(self._ring)
 
 
 # -- what a refusal means ---------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ between the blocks of two MRs, whatever becomes of their files. No permission fo
 connections (RC) exist; QP numbers and rkeys are exchanged as everywhere, by other means.
 
 A context belongs to its descriptor (`fileno`), as everything that is made from it: fork and SCM_RIGHTS share them, and the
-last close ends them. An MR also ends when all descriptors of its file are closed that share the one it was made with.
+last close ends them. An MR also ends when all descriptors of its file are closed that share the one it was made with. What
+`close` means in a process that made an object, and in others, is in closing.py.
 
 Addresses and lengths are bytes, times seconds unless the name says otherwise. What a call refuses is a `PinError` (OSError,
 `errno`); what a transfer meets is the `status` of its completion. Only the standard library is used.
@@ -22,7 +23,6 @@ Addresses and lengths are bytes, times seconds unless the name says otherwise. W
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
@@ -35,7 +35,7 @@ from daxfs import abi, abi_hca
 from daxfs.abi_hca import Access, AttrMask, Op, SendFlag, State, Status, WrOp
 from daxfs.client import calls, verbs_enums
 from daxfs.client.calls import PinError
-from daxfs.client.closing import Closing
+from daxfs.client.closing import Held, Opened
 from daxfs.client.file import File
 from daxfs.client.reports import Path, open_descriptor
 from daxfs.client.verbs_enums import *  # noqa: F403
@@ -102,26 +102,34 @@ def _packed(struct: Struct, *values: int) -> bytes:
         raise PinError(errno.EINVAL, f"a number is out of range: {problem}") from None
 
 
-class _Object(Closing):
+class _Object(Held):
     """Something of a context, with a handle; `close` destroys it. A context manager."""
 
     _destroy: Op
+    _closed_errno = errno.ENOENT
 
     def __init__(self, context: Context, handle: int) -> None:
+        super().__init__(context)
         self.context = context
-        self.handle = handle
-        context._objects.append(self)
+        self._handle = handle
+
+    def _called(self) -> tuple[str, str]:
+        return f"{type(self).__name__} {self._handle}", self.context.name
+
+    @property
+    def handle(self) -> int:
+        """The adapter's number for it. PinError: EBADF (the context is closed), ENOENT (it is)."""
+        self.context.fileno()
+        self._require_held()
+        return self._handle
 
     def close(self) -> None:
-        """Destroy it. Again, or when the context is closed: no effect. PinError: EBUSY."""
-        if self.handle and not self.context.closed:
-            self.context._do(self._destroy, abi_hca.HANDLE.pack(self.handle, 0))
-        self._forget()
+        """Destroy it; in another process than the one that made it, drop this process's copy. Again, or when the context is
+        closed: no effect. PinError: EBUSY."""
+        super().close()
 
-    def _forget(self) -> None:
-        self.handle = 0
-        if self in self.context._objects:
-            self.context._objects.remove(self)
+    def _give_back(self) -> None:
+        self.context._do(self._destroy, abi_hca.HANDLE.pack(self._handle, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,50 +146,37 @@ class DeviceAttr:
     max_msg_sz: int  # bytes
 
 
-class Context(Closing):
+class Context(Opened):
     """An open adapter. `name` is the mount point, or any directory of the mount. A context manager.
 
+    `close` closes the descriptor (`fileno`), and those of its regions: what was made from it ends with the last copy.
     PinError: ENOTTY (not a daxfs mount), ENOTDIR, ENOMEM.
     """
 
     def __init__(self, name: Path) -> None:
         self.name = os.fsdecode(name)
-        self._objects: list[_Object] = []
-        self._fd = open_descriptor(name, os.O_RDONLY | os.O_DIRECTORY)
+        fd = open_descriptor(name, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            answer = _call(self._fd, Op.OPEN, b"", words={})
+            answer = _call(fd, Op.OPEN, b"", words={})
         except PinError as problem:
-            os.close(self._fd)
+            os.close(fd)
             raise PinError(problem.errno, problem.strerror, self.name) from None
+        super().__init__(fd)
         self._secret, self.block_size, *limits = abi_hca.DEVICE.unpack_from(answer)
         self._limits = DeviceAttr(*limits)
 
+    def _called(self) -> tuple[str, str]:
+        return "the context", self.name
+
     @property
     def closed(self) -> bool:
-        return self._fd < 0
-
-    def fileno(self) -> int:
-        """The descriptor that all of it belongs to. PinError: EBADF."""
-        if self._fd < 0:
-            raise PinError(errno.EBADF, "the context is closed", self.name)
-        return self._fd
+        return not self.held
 
     def query_device(self) -> DeviceAttr:
         return self._limits
 
     def _do(self, op: Op, body: bytes) -> memoryview:
         return _call(self.fileno(), op, body)
-
-    def close(self) -> None:
-        """Destroy everything that was made from it, if no copy of the descriptor is open. Again: no effect."""
-        for thing in list(self._objects):
-            if isinstance(thing, MR):
-                with contextlib.suppress(PinError):  # the last close ends it all the same
-                    thing.close()
-        self._objects.clear()
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
 
 
 class PD(_Object):
@@ -254,14 +249,15 @@ class MR(_Object):
             piece = bytes(data[at : at + room])
             self.context._do(Op.STORE, _packed(abi_hca.ACCESS, self.handle, len(piece), offset + at) + piece)
 
-    def close(self) -> None:
+    def _give_back(self) -> None:
         try:
-            super().close()
+            super()._give_back()
         finally:
-            self._forget()
-            if self._file >= 0:
-                os.close(self._file)
-                self._file = -1
+            self.drop()
+
+    def _let_go(self) -> None:
+        fd, self._file = self._file, -1
+        os.close(fd)
 
 
 _REG_MR_WORDS = {

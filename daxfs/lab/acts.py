@@ -420,10 +420,7 @@ def statfs(path: str) -> tuple[int, int]:
 
 def close_without_unpin(file: int) -> None:
     """Unmap and close the descriptor as a program would that has never heard of unpin."""
-    for pin in [pin for pin in _pins.values() if pin.file is _files[file]]:
-        pin.detach()
-    os.close(file)
-    del _files[file]
+    _files.pop(file).close()
 
 
 # -- mappings of the mount --

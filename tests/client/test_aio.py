@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import trio
@@ -11,7 +13,7 @@ import trio
 from daxfs import client
 from daxfs.client import EventType, PinError, aio
 from tests.client.test_events import a_file, another_holder, punching, truncating
-from tests.conftest import Maker
+from tests.conftest import FORKS, Maker
 from tests.mount.harness import Mounted, eventually
 
 pytestmark = pytest.mark.mount
@@ -130,3 +132,48 @@ async def test_errors_carry_the_path(shared_mount: Mounted) -> None:
     await file.aclose()
     with pytest.raises(PinError, match="the file is closed"):
         await file.pin()
+
+
+def descriptors_of(path: Path) -> int:
+    """How many of this process's lead to the file."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found += os.readlink(f"/proc/self/fd/{fd}") == str(path)
+    return found
+
+
+@FORKS
+async def test_a_child_that_is_forked_while_a_thread_waits(waiting_mount: Mounted) -> None:
+    """It closes its copies, that of the waiting thread too; the parent gets its pin, and hears its events."""
+    path = a_file(waiting_mount)
+    registered, late = [], []
+    with trio.fail_after(20), another_holder(path, 2 * BLOCK, BLOCK) as let_go:
+        async with aio.open(path, "r+") as file, trio.open_nursery() as nursery:
+            change = truncating(path, BLOCK)
+            await trio.to_thread.run_sync(eventually, "the truncate waits", lambda: client.status(path)["waiting"])
+
+            async def take() -> None:
+                with pytest.raises(PinError, match="beyond the end"):
+                    await file.pin(BLOCK, BLOCK)
+                late.append(True)
+
+            nursery.start_soon(take)
+            await trio.to_thread.run_sync(eventually, "both wait", lambda: client.status(path)["waiting"] == 2)
+            registered.append(await file.register(0, BLOCK))
+            pid = os.fork()
+            if not pid:
+                try:
+                    file.aclose().send(None)
+                    os._exit(10 + descriptors_of(path))
+                finally:
+                    os._exit(1)
+            _, status = await trio.to_thread.run_sync(os.waitpid, pid, 0)
+            assert os.waitstatus_to_exitcode(status) == 10
+            let_go()
+            assert await trio.to_thread.run_sync(change.wait, 5) == 0
+            nursery.start_soon(trio.to_thread.run_sync, os.truncate, path, 0)
+            event = await file.next_event()
+            assert (event.type, event.pin_id) == (EventType.INVALIDATE, registered[0].id)
+            registered[0].acknowledge()
+        assert late == [True]

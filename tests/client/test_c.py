@@ -142,6 +142,9 @@ def test_a_c_holder_keeps_its_blocks(path: Path, shared_mount: Mounted, holder: 
     process.tell(f"load {BLOCK} 14")
     assert process.hear() == ["loaded", "written", "from", "C"]
     assert path.read_bytes()[BLOCK : BLOCK + 15] == b"written from CB"
+    process.tell("fork")
+    assert process.hear() == ["forked"]
+    assert [pin["id"] for pin in client.pins(path)] == [int(pin_id)]
     os.truncate(path, 0)
     path.write_bytes(b"new" * 8 * BLOCK)
     process.tell(f"load {2 * BLOCK - 2} 4")

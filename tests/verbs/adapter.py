@@ -18,6 +18,7 @@ from daxfs.core.inode import Inode
 from daxfs.core.pins import Holder
 from daxfs.core.volume import Volume
 from daxfs.daemon import protocol
+from daxfs.daemon.coherence import Coherence
 from daxfs.daemon.hca import Hca
 from daxfs.daemon.service import OpenFile
 from tests.core.image import NOW, new_inode
@@ -35,6 +36,7 @@ class Service:
         self.volume = volume
         self.dirty: list[Inode] = []
         self._nursery = nursery
+        self.coherence = Coherence(self, on=False, coherence_ms=0, start=self.start)  # type: ignore[arg-type]
 
     def start(self, work: Callable[..., Awaitable[object]], *args: object) -> None:
         self._nursery.start_soon(work, *args)
