@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import select
 import signal
@@ -77,6 +78,14 @@ def forget_many(mnt: Path) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
+def passed_over(mnt: Path) -> None:
+    """The kernel is asked what it has of a page beside a pin."""
+    with client.open(mnt / "file", "r+") as file, file.pin(0, BLOCK), mmap.mmap(file.fileno(), BLOCK) as mapping:
+        assert mapping[0] == CONTENT[0]
+        passes = client.info(mnt)["coherence"]["passes"]
+        eventually("a pass", lambda: client.info(mnt)["coherence"]["passes"] > passes, within_s=30)
+
+
 # A call that meets the handler first.
 def synced_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -122,9 +131,10 @@ RAW: dict[str, Callable[[Path], object]] = {
     "not_needed": lambda mnt: synced_directory(mnt / "dir"),
     "getxattr": lambda mnt: os.getxattr(mnt / "file", "user.name"),
     "listxattr": lambda mnt: os.listxattr(mnt / "file"),
+    "retrieved": passed_over,
     "removexattr": lambda mnt: os.removexattr(mnt / "file", "user.name"),
 }
-UNHEARD = {"raw:release", "raw:forget", "raw:batch_forget"}  # no error of these reaches anybody
+UNHEARD = {"raw:release", "raw:forget", "raw:batch_forget", "raw:retrieved"}  # no error of these reaches anybody
 IOCTLS = [name for name in vars(abi) if name.startswith("IOC_") and getattr(abi, name) >> 16]
 CASES = [*(f"raw:{name}" for name in RAW), *(f"ioctl:{name}" for name in IOCTLS)]
 
