@@ -9,8 +9,8 @@ Owns the `Pages` of all files, the drops that are under way, and the task that b
 When pages are dropped
 - Before a pin or registration is granted: those of its range that have no twin. Pages handed out meanwhile have one.
 - Every `coherence_ms`: those with twins that an application or a device has changed since. So a holder sees a store, and a
-  mapping sees the device, within that time. When a pass costs more than a twentieth of one CPU the passes become rarer;
-  `daxfs info` shows the real period.
+  mapping sees the device, within that time. All passes together take a twentieth of one CPU: those over the files of a user
+  who needs more than an equal part of that become rarer, the others' do not; `daxfs info` shows the real periods.
 - When the device wrote (UNPIN_DIRTY), when the last pin of a file is gone, and when twins need the room.
 - Before SEEK_DATA and SEEK_HOLE look at blocks, and before a copy reads its source: the kernel does not write back first.
 - Around a change of blocks of which the kernel hears nothing, or too late (punch, copy, our own ioctls).
@@ -36,7 +36,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +63,7 @@ COHERENCE_MS = 100
 COHERENCE_MS_MAX = 60_000
 TWINS_BYTES_MAX = 64 << 20
 SHARE = 4  # a user may have this part of the twins
-PASS_SHARE = 20  # a pass may take this part of one CPU
+PASS_SHARE = 1 / 20  # of one CPU, that all passes together may take
 PERIOD_SHARE = 0.8  # passes begin so early that the time bound holds with what they take
 DROP_PAGES_MAX = 256  # that one call of the kernel drops
 ALL = 1 << 40  # more pages than a file has
@@ -72,7 +71,8 @@ LOOKS = 8  # at a range, until the rest of it is dropped unseen: the kernel has 
 QUIET_LOOKS = 10  # a page that nobody has changed for so long is dropped, so that nobody need look again
 LOOK_S = 1.0  # for the kernel to send what it has
 FAILED_S = 0.1  # between two tries when the kernel cannot drop pages for want of memory
-_PAGE_NS = 15_000  # of CPU: what a page costs besides being dropped, to be written back and handed out again
+# Of CPU: what it costs to compare a page, and to drop it, with write-back and handing it out again.
+_LOOK_S, _PAGE_S = 1e-6, 20e-6
 _TEST_TWINS = "DAXFS_TEST_TWINS"
 
 
@@ -113,7 +113,9 @@ class Coherence:
         self._service = service
         self._pins = service.volume.pins
         self._start = start
-        self.bound_s = self.period_s = coherence_ms / 1000
+        self.bound_s = coherence_ms / 1000
+        self._periods: dict[int, float] = {}  # between two passes, by user, of those with a task
+        self._costs: dict[int, float] = {}  # of the last pass, in seconds of CPU
         self._files: dict[int, Pages] = {}
         most = TWINS_BYTES_MAX // PAGE
         self.budget = Budget(most, most // SHARE)
@@ -123,9 +125,7 @@ class Coherence:
         self._replies: dict[int, _Reply] = {}
         self._looks = 0
         self._is_starved = False  # fills wait for room
-        self._due = trio.Event()  # there are twins
         self._threads = trio.CapacityLimiter(math.inf)  # one for a file at most
-        self._cpu_ns = 0
         self.passes = self.dropped = 0
 
     def install(self, *, quick: bool) -> None:
@@ -190,7 +190,7 @@ class Coherence:
         length = 0 if end >= ALL else (end - first) * PAGE
         before, dropped = len(pages), False
         try:
-            self._cpu_ns += await in_thread(_drop, pages.inode.ino, first * PAGE, length, limiter=self._threads)
+            await in_thread(session.inval_inode, pages.inode.ino, first * PAGE, length, limiter=self._threads)
             dropped = True
         except (OSError, NoMemory) as e:
             log.error("pages of inode %d are not dropped now: %s", pages.inode.ino, e)
@@ -373,29 +373,51 @@ class Coherence:
 
     # -- age --
 
-    def _has_twins(self) -> None:
-        self._due.set()
+    def _has_twins(self, uid: int) -> None:
+        """A file of a user has twins where it had none."""
+        if self.bound_s and uid not in self._periods and not self._service.gone:
+            self._periods[uid] = self.bound_s
+            self._start(self._bound_age, uid)
 
-    async def bound_age(self) -> None:
-        """The task that drops pages which have twins, every `period_s`."""
-        if not (self.on and self.bound_s):
-            return
-        while True:
-            await self._due.wait()
-            self._due = trio.Event()
-            await trio.sleep(self.period_s * PERIOD_SHARE)
-            await self._pass()
-
-    async def _pass(self) -> None:
-        self._cpu_ns, before = 0, self.dropped
-        for ino, pages in list(self._files.items()):
-            if len(pages) and not self.is_changing(ino):
-                await self.drop(ino, await self._stale(pages)).wait()
+    async def _bound_age(self, uid: int) -> None:
+        """The task that drops pages which have twins, of a user's files, as long as there are any."""
+        try:
+            while not self._service.gone:
+                await trio.sleep(self._periods[uid] * PERIOD_SHARE)
+                files = [pages for pages in self._files.values() if len(pages) and pages.inode.uid == uid]
+                if not files:
+                    break
+                await self._pass(uid, files)
+        finally:
+            del self._periods[uid]
+            self._costs.pop(uid, None)
+        for pages in list(self._files.values()):  # some may have another owner now
             if len(pages):
-                self._due.set()
+                self._has_twins(pages.inode.uid)
+
+    async def _pass(self, uid: int, files: list[Pages]) -> None:
+        """Look at all files of a user, and say when the next look is due."""
+        cost = 0.0
+        for pages in files:
+            ino = pages.inode.ino
+            if self.is_changing(ino) or self._files.get(ino) is not pages:
+                continue
+            stale = await self._stale(pages)
+            cost += len(pages) * _LOOK_S + sum(end - first for first, end in stale) * _PAGE_S
+            await self.drop(ino, stale).wait()
         self.passes += 1
-        cost_s = (self._cpu_ns + (self.dropped - before) * _PAGE_NS) / 1e9
-        self.period_s = max(self.bound_s, PASS_SHARE * cost_s)
+        self._costs[uid] = cost
+        self._periods[uid] = max(self.bound_s, cost / self._allowed())
+
+    def _allowed(self) -> float:
+        """What part of a CPU each user's passes may take: as much as leaves all of them within PASS_SHARE. A user who needs
+        less than an equal part leaves the rest to the others."""
+        left, wanted = PASS_SHARE, sorted(cost / self.bound_s for cost in self._costs.values())
+        for n, part in enumerate(wanted):
+            if part > left / (len(wanted) - n):
+                return left / (len(wanted) - n)
+            left -= part
+        return PASS_SHARE
 
     async def _stale(self, pages: Pages) -> list[tuple[int, int]]:
         """The pages with twins that have to be dropped: an application, a device, or neither for a while, has changed them.
@@ -445,9 +467,13 @@ class Coherence:
         """For `info`: milliseconds and counts."""
         return {
             "coherence_ms": round(self.bound_s * 1000),
-            "period_ms": round(self.period_s * 1000),
+            "period_ms": round(max(self._periods.values(), default=self.bound_s) * 1000),
             "twins": self.budget.used,
             "twins_max": self.budget.most,
+            "users": [
+                {"uid": uid, "twins": twins, "period_ms": round(self._periods.get(uid, self.bound_s) * 1000)}
+                for uid, twins in sorted(self.budget.users().items())
+            ],
             "passes": self.passes,
             "dropped": self.dropped,
         }
@@ -458,13 +484,6 @@ class Coherence:
             pages.check()
         if sum(pages.with_bytes() for pages in self._files.values()) != self.budget.used:
             raise ValueError(f"{self.budget.used} twins are counted, there are others")
-
-
-def _drop(ino: int, offset: int, length: int) -> int:
-    """In a thread. The CPU time that it took, in ns."""
-    before = time.thread_time_ns()
-    session.inval_inode(ino, offset, length)
-    return time.thread_time_ns() - before
 
 
 def _store(volume: Volume, inode: Inode, offset: int, data: memoryview, now: int) -> None:

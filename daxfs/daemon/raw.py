@@ -445,11 +445,9 @@ class RawRequests:
         ))  # fmt: skip
 
     def fsync(self, request: Request) -> None:
-        """With a cache the kernel shall ask: writing back to a dead daemon is no error to it, but this call then is."""
-        if self.service.caching.on:
-            request.reply()
-        else:
-            self.not_needed(request)
+        """Nothing is held back, but the kernel shall ask: writing pages back to a dead daemon is no error to it, this call
+        then is."""
+        request.reply()
 
     def not_needed(self, request: Request) -> None:
         """Nothing is held back: what a call changed is durable when it returns. And permissions the kernel checks itself. It

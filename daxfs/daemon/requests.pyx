@@ -10,6 +10,7 @@ Owns the packing of attributes, entries and listings for replies (any object wit
     OPEN, OPENDIR, RELEASE, RELEASEDIR
     IOCTL       PIN and UNPIN that succeed (control.py has the calls)
     POLL        of a descriptor that is no holder's
+    FSYNC       there is nothing to do
 
 Rules
 - A handler here answers a request as its counterpart in Python does (raw.py, names.py), or leaves it to that one before
@@ -34,7 +35,7 @@ from daxfs.errors import FsError
 
 cdef extern from "fuseio.h" nogil:
     enum:
-        FUSE_LOOKUP, FUSE_GETATTR, FUSE_GETXATTR, FUSE_OPEN, FUSE_RELEASE, FUSE_OPENDIR, FUSE_RELEASEDIR, FUSE_IOCTL, FUSE_POLL
+        FUSE_LOOKUP, FUSE_GETATTR, FUSE_GETXATTR, FUSE_OPEN, FUSE_RELEASE, FUSE_OPENDIR, FUSE_RELEASEDIR, FUSE_IOCTL, FUSE_POLL, FUSE_FSYNC
         FUSE_POLL_SCHEDULE_NOTIFY
         FOPEN_KEEP_CACHE
     struct fuse_attr:
@@ -426,6 +427,12 @@ cdef int _release(const fuse_in_header *header, size_t length) except -1:
     return 1
 
 
+cdef int _fsync(const fuse_in_header *header, size_t length) except -1:
+    """What was written back is durable. The kernel shall ask all the same: a dead daemon cannot answer."""
+    answer(header.unique, NULL, 0)
+    return 1
+
+
 cdef int _poll(const fuse_in_header *header, size_t length) except -1:
     """What no holder has is always ready. (io_uring asks before each of its reads.)"""
     cdef const fuse_poll_in *arg = <const fuse_poll_in *>(<const char *>header + HEADER)
@@ -518,12 +525,13 @@ def install(inode, dict names, dict opened, pin, unpin, *, dict breaks, uint32_t
         set_quick(FUSE_RELEASE, _release)
         set_quick(FUSE_IOCTL, _ioctl)
         set_quick(FUSE_POLL, _poll)
+        set_quick(FUSE_FSYNC, _fsync)
 
 
 def remove():
     """The device is gone: Python answers everything from now on."""
     for opcode in (
         FUSE_LOOKUP, FUSE_GETATTR, FUSE_GETXATTR, FUSE_OPEN, FUSE_OPENDIR, FUSE_RELEASE, FUSE_RELEASEDIR, FUSE_IOCTL,
-        FUSE_POLL,
+        FUSE_POLL, FUSE_FSYNC,
     ):
         set_quick(opcode, NULL)

@@ -255,7 +255,6 @@ class Service:
         """The mount is served from now on, as long as the nursery."""
         self._nursery = nursery
         self.start(self._free_worker)
-        self.start(self.coherence.bound_age)
 
     def start(self, work: Callable[..., Awaitable[object]], *args: object) -> None:
         """A task whose failure does not end the mount."""

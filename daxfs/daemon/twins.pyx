@@ -80,9 +80,9 @@ cdef object _make = None  # makes one for an inode
 
 
 cdef class Budget:
-    """How many twins there may be, and how many of one user's. What passes the bound is counted all the same."""
+    """How many twins there may be, and how many of one user's. What a user has beyond that share takes no room from others."""
 
-    cdef readonly uint64_t most, share, used
+    cdef readonly uint64_t most, share, used, beyond
     cdef dict _users
 
     def __init__(self, uint64_t most, uint64_t share):
@@ -91,24 +91,31 @@ cdef class Budget:
         self._users = {}
 
     def has_room(self, uint32_t uid, uint64_t twins):
-        return self.used + twins <= self.most and <uint64_t>self._users.get(uid, 0) + twins <= self.share
+        return self.used - self.beyond + twins <= self.most and <uint64_t>self._users.get(uid, 0) + twins <= self.share
 
     def of_user(self, uint32_t uid):
         return self._users.get(uid, 0)
 
+    def users(self):
+        """How many twins each user has."""
+        return dict(self._users)
+
     cdef int take(self, uint32_t uid, uint64_t twins) except -1:
         if twins:
-            self._users[uid] = self._users.get(uid, 0) + twins
-            self.used += twins
+            self._set(uid, <uint64_t>self._users.get(uid, 0) + twins)
         return 0
 
     cdef int give(self, uint32_t uid) except -1:
-        left = self._users[uid] - 1
-        if left:
-            self._users[uid] = left
+        return self._set(uid, <uint64_t>self._users[uid] - 1)
+
+    cdef int _set(self, uint32_t uid, uint64_t twins) except -1:
+        cdef uint64_t before = self._users.get(uid, 0)
+        if twins:
+            self._users[uid] = twins
         else:
             del self._users[uid]
-        self.used -= 1
+        self.used += twins - before
+        self.beyond += (twins - self.share if twins > self.share else 0) - (before - self.share if before > self.share else 0)
         return 0
 
 
@@ -263,7 +270,11 @@ cdef class Pages:
 
     def has_any(self, uint64_t first, uint64_t end):
         """Whether it may have any pages of the range."""
-        return self.may_have(first, end) or any([first <= page < end for page in self._twins])
+        if self.may_have(first, end):
+            return True
+        if end - first <= <uint64_t>len(self._twins):
+            return any([page in self._twins for page in range(first, end)])
+        return any([first <= page < end for page in self._twins])
 
     def claim(self, claim, uint64_t first, uint64_t end):
         """A pin of the range is on its way. It is as long as `claim.answered` is false."""
@@ -319,7 +330,7 @@ cdef class Pages:
         if with_bytes:
             twin.bytes = _new_bytes()
         if not self._twins:
-            self._on_first()
+            self._on_first(self.inode.uid)
         self._twins[page] = twin
         self.p.twins = <uint32_t>len(self._twins)
         self.p.careful = 1  # who fills the page anew has to hear of it

@@ -61,7 +61,7 @@ class Stage:
         self.inode = namespace.create(self.volume, NOW, root, b"f", stat.S_IFREG | 0o600, Caller(0, 0, 0))
         fileops.write(self.volume, NOW, self.inode, 0, bytes(self.size))
         self.budget = Budget(64, 64)
-        self.pages = Pages(self.inode, self.volume.pins, self.budget, lambda: None)
+        self.pages = Pages(self.inode, self.volume.pins, self.budget, lambda uid: None)
         self.holder = Holder(os.getpid(), "test", 1)
 
     def check(self) -> None:
@@ -261,7 +261,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 def test_budget(stage: Stage) -> None:
     budget = Budget(4, 2)
-    pages = Pages(stage.inode, stage.volume.pins, budget, lambda: None)
+    pages = Pages(stage.inode, stage.volume.pins, budget, lambda uid: None)
     stage._pin(0, PAGES)
     pages.be_careful()
     assert pages.fill(0, 2 * PAGE, 1000) is not None
@@ -270,8 +270,10 @@ def test_budget(stage: Stage) -> None:
     assert pages.fill(0, PAGE, 1000) is not None  # again: the kernel has dropped it
     assert pages.fill(3 * PAGE, PAGE, 1000, True) is not None  # insisting
     assert budget.used == 4 == pages.with_bytes()
-    assert pages.fill(4 * PAGE, PAGE, 1001) is None  # all of them
     assert pages.users() == {1000, 1001}
+    assert budget.users() == {1000: 3, 1001: 1}
+    assert budget.beyond == 1
+    assert pages.fill(4 * PAGE, PAGE, 1001) is not None  # what another has beyond its share takes no room
     pages.end_drop(*pages.begin_drop(0, PAGES), True)
     assert budget.used == 0 == budget.of_user(1000)
     pages.check()
