@@ -46,11 +46,17 @@ _NOTHING = (None,) * 6
 
 
 def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
-    """chmod, chown, truncate, utimensat: all that is asked, in one transaction."""
+    """chmod, chown, truncate, utimensat: all that is asked, in one transaction.
+
+    Raises: ReadOnly, NoSpace, Corrupt; of a new size what `fileops.clear_resize` does.
+    """
+    resize = None
+    if new.size is not None:
+        resize = fileops.clear_resize(vol, inode, new.size, new.breaker, new.known_size)
     with vol.transaction(now) as txn:
         txn.dirty(inode)
-        if new.size is not None:
-            fileops.resize(vol, txn, inode, new.size, new.breaker, new.known_size)
+        if resize is not None:
+            fileops.resize(vol, txn, inode, resize)
             inode.mtime = now
             privileges.drop(vol, txn, inode, new.kill_priv)
         if new.uid is not None or new.gid is not None or new.is_empty:
@@ -66,6 +72,8 @@ def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
         if new.mtime is not None:
             inode.mtime = new.mtime
         inode.ctime = now if new.ctime is None else new.ctime
+    if resize is not None:
+        resize.cleared.carry_out(vol)
 
 
 def times_of_writes(vol: Volume, inode: Inode, mtime: int, ctime: int) -> None:

@@ -67,10 +67,11 @@ class Transaction(Gathered):
         return start
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        volume = self._volume
+        volume.open_transactions -= 1
         if kind is not None:
             self._abort()
             return
-        volume = self._volume
         sequence = volume.journal.sequence
         try:
             for inode in list(self._inodes.values()):

@@ -59,6 +59,7 @@ class Volume:
         self.readonly = pmem.readonly
         self.failed = ""  # why the volume refuses changes
         self.unsafe = False  # policy `unsafe` has freed pinned blocks
+        self.open_transactions = 0  # more than one: one within another
         self.block_size: int = sb["block_size"]
         self.block_shift = self.block_size.bit_length() - 1
         self.leaf_capacity = layout.leaf_capacity(self.block_size)
