@@ -13,6 +13,7 @@ from typing import NamedTuple
 from daxfs.core import acl, fileops, privileges, xattr
 from daxfs.core.breaking import NOBODY, Breaker
 from daxfs.core.inode import Inode
+from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Transaction, Volume
 from daxfs.errors import AccessDenied, BadArgument, NotSupported
 
@@ -113,6 +114,8 @@ def setxattr(vol: Volume, now: int, inode: Inode, name: bytes, value: bytes, fla
         else:
             xattr.set(vol, txn, inode, name, value, flags)
         inode.ctime = now
+    if name == POLICY_XATTR:
+        vol.rules_changed(inode.ino)
 
 
 def removexattr(vol: Volume, now: int, inode: Inode, name: bytes) -> None:
@@ -123,6 +126,8 @@ def removexattr(vol: Volume, now: int, inode: Inode, name: bytes) -> None:
     with vol.transaction(now) as txn:
         xattr.remove(vol, txn, inode, name)
         inode.ctime = now
+    if name == POLICY_XATTR:
+        vol.rules_changed(inode.ino)
 
 
 def _set_acl(vol: Volume, txn: Transaction, inode: Inode, name: bytes, value: bytes, flags: int,

@@ -36,7 +36,8 @@ from daxfs.core import policy, xattr
 from daxfs.core.alloc import Run
 from daxfs.core.pins import Holder, Pin, State
 from daxfs.core.policy import Operation, Outcome
-from daxfs.errors import Busy, Deadlock, LayoutBusy, TextBusy, TryAgain
+from daxfs.core.waiting import Awaited, LayoutBusy
+from daxfs.errors import Busy, Deadlock, TextBusy, TryAgain
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
@@ -48,11 +49,11 @@ ALL = 1 << 52  # more blocks than a file has
 
 class Breaker(NamedTuple):
     """Who breaks: the descriptor it comes through, if any; whether it would rather fail than wait; and which kind of wait
-    has lasted long enough ("invalidate", or the policy's outcome)."""
+    has lasted long enough."""
 
     owner: int | None = None
     nowait: bool = False
-    overdue: frozenset[str] = frozenset()
+    overdue: frozenset[Awaited] = frozenset()
 
 
 NOBODY = Breaker()
@@ -101,7 +102,7 @@ def check_hold(volume: Volume, ino: int, first: int, count: int, owner: int, hol
             if not volume.pins.holds(owner, holder, ino, start, end):
                 if nowait:
                     raise TryAgain("a layout change waits for the range")
-                raise LayoutBusy("hold", 0, ino, first, count)
+                raise LayoutBusy(Awaited.LAYOUT, 0, ino, first, count)
 
 
 def policy_of(volume: Volume, inode: Inode) -> str:
@@ -180,8 +181,8 @@ def _invalidate(volume: Volume, holders: list[Pin], wanted: Wanted, breaker: Bre
         return
     if breaker.nowait:
         raise TryAgain("an on-demand holder has to let go first")
-    if "invalidate" not in breaker.overdue:
-        raise LayoutBusy("invalidate", _any(holders).id, *wanted)
+    if Awaited.ACKNOWLEDGEMENT not in breaker.overdue:
+        raise LayoutBusy(Awaited.ACKNOWLEDGEMENT, _any(holders).id, *wanted)
     for pin in holders:
         volume.pins.fence(pin)
 
@@ -198,22 +199,22 @@ def _by_outcome(way: Way, outcome: Outcome, breaker: Breaker) -> Cleared:
         raise TryAgain("the range is pinned")
     if outcome is Outcome.LEASE:
         return _by_lease(way, breaker)
-    if Outcome.WAIT in breaker.overdue:
+    if Awaited.PINS in breaker.overdue:
         raise Busy(f"the range is still pinned after the time limit: see daxfs pins ({_names(way)})")
     way.volume.leases.tell(way.leases)
-    raise LayoutBusy(Outcome.WAIT, next(way.pins()).id, *way.wanted)
+    raise LayoutBusy(Awaited.PINS, next(way.pins()).id, *way.wanted)
 
 
 def _by_lease(way: Way, breaker: Breaker) -> Cleared:
     volume = way.volume
-    if Outcome.LEASE not in breaker.overdue:
+    if Awaited.LEASES not in breaker.overdue:
         pins = list(way.pins())
         for pin in pins:
             if not pin.told:
                 pin.told = True
                 volume.tell(pin, abi.EVENT_LEASE_BREAK)
         volume.leases.tell(way.leases)
-        raise LayoutBusy(Outcome.LEASE, _any(pins).id if pins else 0, *way.wanted)
+        raise LayoutBusy(Awaited.LEASES, _any(pins).id if pins else 0, *way.wanted)
     if volume.settings.lease_then == "fail":
         raise TextBusy(f"the holders did not let go in time: see daxfs pins ({_names(way)})")
     return Cleared(Outcome.LEASE, list(way.pins()), way.leases)
@@ -223,7 +224,7 @@ def revoke(volume: Volume, pins: Iterable[Pin]) -> None:
     """Take the access of holders away. Their blocks are still counted: a raw mapping may reach them until the owner ends."""
     for pin in pins:
         if pin.state is State.HELD:
-            pin.state = State.REVOKED
+            volume.pins.revoke(pin)
             volume.tell(pin, abi.EVENT_REVOKED)
 
 

@@ -110,7 +110,7 @@ class Transaction(Gathered):
                 self._give_up(self._freed_unsafe)
                 volume.give(self._freed_unsafe)
             if self._freed_numbers:
-                volume.free_inodes.extend(self._freed_numbers)
+                volume.give_numbers(self._freed_numbers)
         except BaseException as e:
             volume.fail(f"after a commit: {e!r}")
             raise

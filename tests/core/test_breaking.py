@@ -20,11 +20,11 @@ from daxfs.core.pins import Holder, Pin, State
 from daxfs.core.policy import Operation
 from daxfs.core.transaction import Transaction
 from daxfs.core.volume import Volume
+from daxfs.core.waiting import Awaited, LayoutBusy
 from daxfs.errors import (
     BadArgument,
     FsError,
     IsDirectory,
-    LayoutBusy,
     NoSpace,
     NotSupported,
     Poisoned,
@@ -133,7 +133,7 @@ def test_a_layout_is_not_broken_within_a_transaction(vol: Volume, file: Inode) -
     breaking.clear_way(vol, file, Operation.TRUNCATE, 0, 8, NOBODY)
 
 
-OVERDUE = Breaker(overdue=frozenset(("wait", "lease", "invalidate")))
+OVERDUE = Breaker(overdue=frozenset(Awaited))
 TAKES = {  # policy, when leases are over -> events of a pin and a lease
     "busy": [abi.EVENT_LEASE_BREAK],
     "revoke": [abi.EVENT_REVOKED, abi.EVENT_LEASE_BREAK],
