@@ -436,11 +436,9 @@ class RawRequests:
 
     def statfs(self, request: Request) -> None:
         volume, size = self._volume, self._volume.block_size
-        chunks = volume.free // layout.chunk_blocks(size)
-        free = len(volume.free_inodes) + chunks * layout.CHUNK_INODES
-        inodes = (len(volume.chunks) + chunks) * layout.CHUNK_INODES
         request.reply(protocol.STATFS_OUT.pack(
-            volume.blocks, volume.free, volume.alloc.available, inodes, free, size, layout.NAME_MAX, size,
+            volume.blocks, volume.free, volume.alloc.available, volume.inodes, volume.inodes_free,
+            size, layout.NAME_MAX, size,
         ))  # fmt: skip
 
     def fsync(self, request: Request) -> None:
