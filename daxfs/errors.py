@@ -145,24 +145,6 @@ class Deadlock(FsError):
     errno = _errno.EDEADLK
 
 
-class LayoutBusy(FsError):
-    """Somebody holds blocks that the operation would take. Never leaves the daemon, which waits and calls again.
-
-    `kind` is what is waited for ("invalidate", "wait", "lease", "hold", "space", "forget", "release", "pages"), `pin` the id
-    of one pin that stands in the way (0: none, or something else does), `ino`, `first` and `count` the blocks that the
-    operation would take."""
-
-    errno = _errno.EAGAIN
-
-    def __init__(self, kind: str, pin: int, ino: int, first: int = 0, count: int = 0) -> None:
-        super().__init__(f"the layout is busy ({kind}): pin {pin}")
-        self.kind = str(kind)
-        self.pin = pin
-        self.ino = ino
-        self.first = first
-        self.count = count
-
-
 class BadHandle(FsError):
     """An inode or handle that is gone."""
 

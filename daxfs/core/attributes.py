@@ -13,6 +13,7 @@ from typing import NamedTuple
 from daxfs.core import acl, fileops, privileges, xattr
 from daxfs.core.breaking import NOBODY, Breaker
 from daxfs.core.inode import Inode
+from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Transaction, Volume
 from daxfs.errors import AccessDenied, BadArgument, NotSupported
 
@@ -46,11 +47,17 @@ _NOTHING = (None,) * 6
 
 
 def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
-    """chmod, chown, truncate, utimensat: all that is asked, in one transaction."""
+    """chmod, chown, truncate, utimensat: all that is asked, in one transaction.
+
+    Raises: ReadOnly, NoSpace, Corrupt; of a new size what `fileops.clear_resize` does.
+    """
+    resize = None
+    if new.size is not None:
+        resize = fileops.clear_resize(vol, inode, new.size, new.breaker, new.known_size)
     with vol.transaction(now) as txn:
         txn.dirty(inode)
-        if new.size is not None:
-            fileops.resize(vol, txn, inode, new.size, new.breaker, new.known_size)
+        if resize is not None:
+            fileops.resize(vol, txn, inode, resize)
             inode.mtime = now
             privileges.drop(vol, txn, inode, new.kill_priv)
         if new.uid is not None or new.gid is not None or new.is_empty:
@@ -66,6 +73,8 @@ def setattr(vol: Volume, now: int, inode: Inode, new: Attributes) -> None:
         if new.mtime is not None:
             inode.mtime = new.mtime
         inode.ctime = now if new.ctime is None else new.ctime
+    if resize is not None:
+        resize.cleared.carry_out(vol)
 
 
 def times_of_writes(vol: Volume, inode: Inode, mtime: int, ctime: int) -> None:
@@ -105,6 +114,8 @@ def setxattr(vol: Volume, now: int, inode: Inode, name: bytes, value: bytes, fla
         else:
             xattr.set(vol, txn, inode, name, value, flags)
         inode.ctime = now
+    if name == POLICY_XATTR:
+        vol.rules_changed(inode.ino)
 
 
 def removexattr(vol: Volume, now: int, inode: Inode, name: bytes) -> None:
@@ -115,6 +126,8 @@ def removexattr(vol: Volume, now: int, inode: Inode, name: bytes) -> None:
     with vol.transaction(now) as txn:
         xattr.remove(vol, txn, inode, name)
         inode.ctime = now
+    if name == POLICY_XATTR:
+        vol.rules_changed(inode.ino)
 
 
 def _set_acl(vol: Volume, txn: Transaction, inode: Inode, name: bytes, value: bytes, flags: int,

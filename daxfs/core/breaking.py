@@ -1,9 +1,19 @@
 """Breaking a layout: what stands in the way of an operation that takes blocks from a file, and what is done about it.
 
-`clear_way` is called before the transaction of a truncate or punch. It returns when the operation may go ahead, and raises
-    LayoutBusy   when somebody must be waited for: the daemon waits until something moves and calls again, with `overdue`
+A truncate or punch breaks first and then begins:
+
+    cleared = clear_way(...)              # behind all checks of the call that can fail, before its transaction
+    with volume.transaction(now) as txn:
+        ...                               # takes the blocks, by `cleared.outcome`
+    cleared.carry_out(volume)             # the change is made: holders lose their access and their leases, and hear of it
+
+`clear_way` returns when the operation may go ahead, and raises
+    LayoutBusy   when a holder must be waited for: the daemon waits until something moves and calls again, with `overdue`
                  once the time is over; nothing is held meanwhile (Kara, 2017)
-    TextBusy, Deadlock, Busy, TryAgain   when the operation fails; nothing has changed
+    TextBusy, Deadlock, Busy, TryAgain   when the operation fails
+Nothing has changed then: no transaction has begun, so none is aborted and nothing is read anew; no access was taken and no
+lease broken. The same is true when the transaction fails. A holder may have been asked to let go, and one that did not in
+time is fenced, whatever becomes of the change.
 The core does not wait and has no clock: who waits, how long, and who is interrupted is daemon/waiting.py.
 
 Order: on-demand holders are told first, since they must let go under every policy but `unsafe`; then pins, by the policy.
@@ -16,7 +26,7 @@ one has gone: a scattered choice where all are looked at anyway, so that a few l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,10 +36,12 @@ from daxfs.core import policy, xattr
 from daxfs.core.alloc import Run
 from daxfs.core.pins import Holder, Pin, State
 from daxfs.core.policy import Operation, Outcome
-from daxfs.errors import Busy, Deadlock, LayoutBusy, TextBusy, TryAgain
+from daxfs.core.waiting import Awaited, LayoutBusy
+from daxfs.errors import Busy, Deadlock, TextBusy, TryAgain
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
+    from daxfs.core.leases import Lease
     from daxfs.core.volume import Volume
 
 ALL = 1 << 52  # more blocks than a file has
@@ -37,11 +49,11 @@ ALL = 1 << 52  # more blocks than a file has
 
 class Breaker(NamedTuple):
     """Who breaks: the descriptor it comes through, if any; whether it would rather fail than wait; and which kind of wait
-    has lasted long enough ("invalidate", or the policy's outcome)."""
+    has lasted long enough."""
 
     owner: int | None = None
     nowait: bool = False
-    overdue: frozenset[str] = frozenset()
+    overdue: frozenset[Awaited] = frozenset()
 
 
 NOBODY = Breaker()
@@ -53,6 +65,24 @@ class Wanted(NamedTuple):
     ino: int
     first: int
     blocks: int
+
+
+class Cleared(NamedTuple):
+    """The way of an operation is clear: the outcome that applies, and what its change takes from holders."""
+
+    outcome: Outcome = Outcome.DETACH
+    pins: Sequence[Pin] = ()
+    leases: Sequence[Lease] = ()
+
+    def carry_out(self, volume: Volume) -> None:
+        """The change is made: its holders lose their access and their leases, and are told."""
+        if self.pins:
+            revoke(volume, self.pins)
+        if self.leases:
+            volume.leases.break_all(self.leases)
+
+
+CLEAR = Cleared()
 
 
 @dataclass(eq=False, slots=True)
@@ -72,7 +102,7 @@ def check_hold(volume: Volume, ino: int, first: int, count: int, owner: int, hol
             if not volume.pins.holds(owner, holder, ino, start, end):
                 if nowait:
                     raise TryAgain("a layout change waits for the range")
-                raise LayoutBusy("hold", 0, ino, first, count)
+                raise LayoutBusy(Awaited.LAYOUT, 0, ino, first, count)
 
 
 def policy_of(volume: Volume, inode: Inode) -> str:
@@ -88,26 +118,28 @@ def outcome_of(volume: Volume, inode: Inode, operation: Operation) -> Outcome:
     return policy.POLICIES[policy_of(volume, inode)][operation]
 
 
-def clear_way(volume: Volume, inode: Inode, operation: Operation, first: int, count: int, breaker: Breaker) -> Outcome:
-    """May whole blocks [first, first + count) be taken from the file now? See the module. The outcome that applies."""
+def clear_way(volume: Volume, inode: Inode, operation: Operation, first: int, count: int, breaker: Breaker) -> Cleared:
+    """May whole blocks [first, first + count) be taken from the file now? See the module.
+
+    Raises: LayoutBusy; TextBusy, Deadlock, Busy, TryAgain. RuntimeError, a bug: within a transaction.
+    """
+    if volume.open_transactions:
+        raise RuntimeError("a layout is broken before the transaction that changes it, not within one")
     if not (volume.pins.counts.pinned or volume.pins.has_file(inode.ino) or volume.leases.has_file(inode.ino)):
-        return Outcome.DETACH
+        return CLEAR
     outcome = outcome_of(volume, inode, operation)
     if outcome is Outcome.IGNORE or not count:
-        return outcome
+        return Cleared(outcome)
     wanted = Wanted(inode.ino, first, count)
     if outcome is Outcome.DETACH and not volume.pins.on_demand(inode.ino):
-        volume.leases.break_all(volume.leases.overlapping(*wanted))
-        return outcome
+        return Cleared(outcome, (), volume.leases.overlapping(*wanted))
     runs = inode.map.runs(first, count)
     if volume.pins.on_demand(inode.ino):
         _invalidate(volume, [pin for pin in volume.pins.standing(inode.ino, runs) if pin.on_demand], wanted, breaker)
     way = Way(volume, wanted, runs)
     if outcome is not Outcome.DETACH and (way.is_pinned or (outcome is Outcome.LEASE and way.leases)):
-        _by_outcome(way, outcome, breaker)
-    else:
-        volume.leases.break_all(way.leases)
-    return outcome
+        return _by_outcome(way, outcome, breaker)
+    return Cleared(outcome, (), way.leases)
 
 
 class Way:
@@ -149,52 +181,50 @@ def _invalidate(volume: Volume, holders: list[Pin], wanted: Wanted, breaker: Bre
         return
     if breaker.nowait:
         raise TryAgain("an on-demand holder has to let go first")
-    if "invalidate" not in breaker.overdue:
-        raise LayoutBusy("invalidate", _any(holders).id, *wanted)
+    if Awaited.ACKNOWLEDGEMENT not in breaker.overdue:
+        raise LayoutBusy(Awaited.ACKNOWLEDGEMENT, _any(holders).id, *wanted)
     for pin in holders:
         volume.pins.fence(pin)
 
 
-def _by_outcome(way: Way, outcome: Outcome, breaker: Breaker) -> None:
+def _by_outcome(way: Way, outcome: Outcome, breaker: Breaker) -> Cleared:
+    """What can be taken from the holders. An error if they have to be waited for, or the operation fails."""
     if outcome is Outcome.REVOKE:
-        revoke(way.volume, way.pins())
-        way.volume.leases.break_all(way.leases)
-    elif way.is_own(breaker.owner, leases=outcome is Outcome.LEASE):
+        return Cleared(outcome, list(way.pins()), way.leases)
+    if way.is_own(breaker.owner, leases=outcome is Outcome.LEASE):
         raise Deadlock("the pins or leases in the way are this descriptor's own: give them back first")
-    elif outcome is Outcome.FAIL:
+    if outcome is Outcome.FAIL:
         raise TextBusy(f"the range is pinned, and the policy of the file is to fail: see daxfs pins ({_names(way)})")
-    elif breaker.nowait:
+    if breaker.nowait:
         raise TryAgain("the range is pinned")
-    elif outcome is Outcome.LEASE:
-        _by_lease(way, breaker)
-    elif Outcome.WAIT in breaker.overdue:
+    if outcome is Outcome.LEASE:
+        return _by_lease(way, breaker)
+    if Awaited.PINS in breaker.overdue:
         raise Busy(f"the range is still pinned after the time limit: see daxfs pins ({_names(way)})")
-    else:
-        way.volume.leases.tell(way.leases)
-        raise LayoutBusy(Outcome.WAIT, next(way.pins()).id, *way.wanted)
+    way.volume.leases.tell(way.leases)
+    raise LayoutBusy(Awaited.PINS, next(way.pins()).id, *way.wanted)
 
 
-def _by_lease(way: Way, breaker: Breaker) -> None:
+def _by_lease(way: Way, breaker: Breaker) -> Cleared:
     volume = way.volume
-    if Outcome.LEASE not in breaker.overdue:
+    if Awaited.LEASES not in breaker.overdue:
         pins = list(way.pins())
         for pin in pins:
             if not pin.told:
                 pin.told = True
                 volume.tell(pin, abi.EVENT_LEASE_BREAK)
         volume.leases.tell(way.leases)
-        raise LayoutBusy(Outcome.LEASE, _any(pins).id if pins else 0, *way.wanted)
+        raise LayoutBusy(Awaited.LEASES, _any(pins).id if pins else 0, *way.wanted)
     if volume.settings.lease_then == "fail":
         raise TextBusy(f"the holders did not let go in time: see daxfs pins ({_names(way)})")
-    revoke(volume, way.pins())
-    volume.leases.break_all(way.leases)
+    return Cleared(Outcome.LEASE, list(way.pins()), way.leases)
 
 
 def revoke(volume: Volume, pins: Iterable[Pin]) -> None:
     """Take the access of holders away. Their blocks are still counted: a raw mapping may reach them until the owner ends."""
     for pin in pins:
         if pin.state is State.HELD:
-            pin.state = State.REVOKED
+            volume.pins.revoke(pin)
             volume.tell(pin, abi.EVENT_REVOKED)
 
 

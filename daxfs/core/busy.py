@@ -2,7 +2,7 @@
 
 A busy block enters when a layout change takes it from its file while it is pinned, and leaves through the delayed free once
 its last pin is gone; in between it belongs to nobody and is given to nobody (Hellwig 2017; xfs_extent_busy.c has the
-same verbs). Extents in the list never overlap. `generation` moves with every clear: who waits for space waits for it.
+same verbs). Extents in the list never overlap.
 
 States of a block here: busy and pinned -> busy and due (its last pin went) -> free. The step to free is the worker's
 (`Volume.free_unpinned`), so that the last unpin of a large range does not hold up the mount.
@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from daxfs.core.alloc import Run
 from daxfs.core.runs import RunSet
+from daxfs.core.waiting import DUE, Moved, unheard
 
 
 class BusyList:
-    def __init__(self) -> None:
+    """`moved(DUE)` is called when there are more due blocks."""
+
+    def __init__(self, moved: Moved = unheard) -> None:
         self.extents = RunSet()
         self.due = RunSet()
-        self.generation = 0
+        self._moved = moved
 
     @property
     def blocks(self) -> int:
@@ -31,8 +34,11 @@ class BusyList:
 
     def unpinned(self, runs: list[Run]) -> None:
         """Runs of which the last pin went; those that are busy become due."""
+        before = self.due.blocks
         for run in runs if self.extents.blocks else ():
             self.due.add_all(self.extents.within(*run))
+        if self.due.blocks > before:
+            self._moved(DUE)
 
     def clear(self, limit: int) -> list[Run]:
         """Take up to `limit` due runs off the list; the caller frees them."""
@@ -40,8 +46,6 @@ class BusyList:
         for start, count in runs:
             self.due.remove(start, count)
             self.extents.remove(start, count)
-        if runs:
-            self.generation += 1
         return runs
 
     def search(self, start: int, count: int) -> list[Run]:

@@ -2,6 +2,7 @@
 
 Rules
 - A call is one transaction, or no transaction at all when it only overwrites written blocks in place.
+- What a call may have to wait for, and what it takes from holders, is seen to around its transaction: see breaking.py.
 - Data goes into new blocks before the commit that makes them the file's; an overwrite is in place, so a pinned block stays.
 - Bytes behind the end of file read zero: a truncate zeroes the tail of its last block, and whatever makes the file longer
   zeroes the old tail again (a holder may have written there).
@@ -14,9 +15,10 @@ Not here: names (namespace.py), attributes (attributes.py), pins (holding.py). `
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 from daxfs.core import layout, privileges
-from daxfs.core.breaking import ALL, NOBODY, Breaker, clear_way
+from daxfs.core.breaking import ALL, CLEAR, NOBODY, Breaker, Cleared, clear_way
 from daxfs.core.inode import Inode
 from daxfs.core.policy import Operation, Outcome
 from daxfs.core.volume import Transaction, Volume
@@ -226,22 +228,41 @@ def truncate(vol: Volume, now: int, inode: Inode, size: int) -> None:
     attributes.setattr(vol, now, inode, attributes.Attributes(size=size))
 
 
-def resize(vol: Volume, txn: Transaction, inode: Inode, size: int, breaker: Breaker = NOBODY, known_size: int = 0) -> None:
-    """The size change of a truncate, within its transaction: blocks behind the new end are given up, if the pins on them
-    (`breaking.clear_way`) let it. `known_size`: what the file has for its user, whose last writes are still on their way."""
+class Resize(NamedTuple):
+    """A change of size that nothing stands in the way of: see `clear_resize`. `cleared` is carried out when it is made."""
+
+    size: int
+    grows: bool
+    cleared: Cleared
+
+
+def clear_resize(vol: Volume, inode: Inode, size: int, breaker: Breaker = NOBODY, known_size: int = 0) -> Resize:
+    """What a change of size has to see to before its transaction: that it is one, and that the pins on the blocks behind the
+    new end let it (`breaking.clear_way`). `known_size`: bytes that the file has for its user, whose last writes are still
+    on their way.
+
+    Raises: ReadOnly, IsDirectory, BadArgument (not a file), TooBig, Poisoned; LayoutBusy and the others of `clear_way`.
+    """
+    vol.check_writable()
     if inode.is_dir:
         raise IsDirectory
     _must_be_file(inode)
     if not 0 <= size <= layout.FILE_SIZE_MAX:
         raise TooBig(f"a file has at most {layout.FILE_SIZE_MAX} bytes")
-    block = vol.block_size
-    first = -(-size // block)
-    grows = size > max(inode.size, known_size)
-    outcome = Outcome.DETACH if grows else clear_way(vol, inode, Operation.TRUNCATE, first, ALL, breaker)
+    if size > max(inode.size, known_size):
+        return Resize(size, True, CLEAR)
+    low, high = sorted((size, inode.size))
+    _check_sound(vol, inode, low, min(high, low + -low % vol.block_size))
+    return Resize(size, False, clear_way(vol, inode, Operation.TRUNCATE, -(-size // vol.block_size), ALL, breaker))
+
+
+def resize(vol: Volume, txn: Transaction, inode: Inode, change: Resize) -> None:
+    """Within the transaction of a truncate: its blocks behind the new end are given up. Poisoned (a file that grows)."""
+    size, block = change.size, vol.block_size
     txn.dirty(inode)
     _zero_old_tail(vol, inode, size)
-    if not grows:
-        txn.free(inode.map.carve(first, ALL), unsafe=outcome is Outcome.IGNORE)
+    if not change.grows:
+        txn.free(inode.map.carve(-(-size // block), ALL), unsafe=change.cleared.outcome is Outcome.IGNORE)
         if size % block and size < inode.size:
             _zero_by_record(vol, txn, inode, size, size + -size % block)
     inode.size = size
@@ -249,17 +270,33 @@ def resize(vol: Volume, txn: Transaction, inode: Inode, size: int, breaker: Brea
 
 def _zero_by_record(vol: Volume, txn: Transaction, inode: Inode, start: int, end: int) -> None:
     """Zero part of one block together with the transaction: a crash shows both or neither."""
-    size = vol.block_size
-    found = inode.map.find(start // size)
-    if found and not found[3] and start < end:
-        at = (found[1] - found[0]) * size + start
+    at = _written_at(vol, inode, start, end)
+    if at is not None:
         vol.poison.refuse(at, end - start)
         txn.write(at, bytes(end - start))
 
 
+def _check_sound(vol: Volume, inode: Inode, start: int, end: int) -> None:
+    """Poisoned if `_zero_by_record` would say so of the block of `start`."""
+    at = _written_at(vol, inode, start, end) if vol.poison else None
+    if at is not None:
+        vol.poison.refuse(at, end - start)
+
+
+def _written_at(vol: Volume, inode: Inode, start: int, end: int) -> int | None:
+    """Where part of one block is on the image, if it has any bytes but zeros."""
+    size = vol.block_size
+    found = inode.map.find(start // size)
+    return (found[1] - found[0]) * size + start if found and not found[3] and start < end else None
+
+
 def fallocate(vol: Volume, now: int, inode: Inode, mode: int, offset: int, length: int, *,
               kill_priv: bool = False, breaker: Breaker = NOBODY) -> None:  # fmt: skip
-    """fallocate(2): preallocate, PUNCH_HOLE, ZERO_RANGE, each with KEEP_SIZE. All or nothing."""
+    """fallocate(2): preallocate, PUNCH_HOLE, ZERO_RANGE, each with KEEP_SIZE. All or nothing.
+
+    Raises: BadArgument, NotSupported, TooBig, ReadOnly, NoSpace, Poisoned; a punch also LayoutBusy and the others of
+    `breaking.clear_way`.
+    """
     _must_be_file(inode)
     keep_size = bool(mode & FALLOC_KEEP_SIZE)
     if offset < 0 or length <= 0:
@@ -269,9 +306,11 @@ def fallocate(vol: Volume, now: int, inode: Inode, mode: int, offset: int, lengt
         raise NotSupported(f"fallocate mode {mode:#x} is not supported")
     if offset + length > layout.FILE_SIZE_MAX:
         raise TooBig(f"a file has at most {layout.FILE_SIZE_MAX} bytes")
+    vol.check_writable()
+    cleared = _clear_punch(vol, inode, offset, offset + length, breaker) if kind == FALLOC_PUNCH_HOLE else CLEAR
     with vol.transaction(now) as txn:
         if kind == FALLOC_PUNCH_HOLE:
-            _punch(vol, txn, inode, offset, offset + length, breaker)
+            _punch(vol, txn, inode, offset, offset + length, cleared.outcome)
         else:
             _preallocate(vol, txn, inode, offset, offset + length, zero=kind == FALLOC_ZERO_RANGE)
         old = inode.size
@@ -283,23 +322,30 @@ def fallocate(vol: Volume, now: int, inode: Inode, mode: int, offset: int, lengt
             inode.mtime = now
         privileges.drop(vol, txn, inode, kill_priv)
         txn.dirty(inode)
+    cleared.carry_out(vol)
 
 
-def _whole_blocks(vol: Volume, txn: Transaction, inode: Inode, start: int, end: int) -> tuple[int, int]:
-    """(first, count) of the whole blocks in a range; its partial blocks are zeroed in place."""
+def _parts(vol: Volume, start: int, end: int) -> tuple[int, int, list[tuple[int, int]]]:
+    """Of a range of bytes: (first, count) of its whole blocks, and what it has of partial ones, each as (start, end)."""
     size = vol.block_size
     first, last = -(-start // size), end // size
     if first > last:  # all within one block
-        _zero_by_record(vol, txn, inode, start, end)
-        return first, 0
-    _zero_by_record(vol, txn, inode, start, first * size)
-    _zero_by_record(vol, txn, inode, last * size, end)
-    return first, last - first
+        return first, 0, [(start, end)]
+    return first, last - first, [(start, first * size), (last * size, end)]
 
 
-def _punch(vol: Volume, txn: Transaction, inode: Inode, start: int, end: int, breaker: Breaker) -> None:
-    first, count = _whole_blocks(vol, txn, inode, start, end)
-    outcome = clear_way(vol, inode, Operation.PUNCH, first, count, breaker)
+def _clear_punch(vol: Volume, inode: Inode, start: int, end: int, breaker: Breaker) -> Cleared:
+    """Before the transaction. Poisoned, and what `breaking.clear_way` raises."""
+    first, count, edges = _parts(vol, start, end)
+    for edge in edges:
+        _check_sound(vol, inode, *edge)
+    return clear_way(vol, inode, Operation.PUNCH, first, count, breaker)
+
+
+def _punch(vol: Volume, txn: Transaction, inode: Inode, start: int, end: int, outcome: Outcome) -> None:
+    first, count, edges = _parts(vol, start, end)
+    for edge in edges:
+        _zero_by_record(vol, txn, inode, *edge)
     txn.dirty(inode)
     if count:
         txn.free(inode.map.carve(first, count), unsafe=outcome is Outcome.IGNORE)
@@ -314,7 +360,9 @@ def _preallocate(vol: Volume, txn: Transaction, inode: Inode, start: int, end: i
     if sum(count for _, count in gaps) > vol.alloc.available:
         raise NoSpace("no space left on the volume")
     if zero:
-        whole, count = _whole_blocks(vol, txn, inode, start, end)
+        whole, count, edges = _parts(vol, start, end)
+        for edge in edges:
+            _zero_by_record(vol, txn, inode, *edge)
         txn.dirty(inode)
         for logical, physical, n, unwritten in inode.map.overlaps(whole, count) if count else []:
             if not unwritten:

@@ -21,6 +21,7 @@ cdef class Gathered:
         self._inodes = {}
 
     def __enter__(self):
+        self._volume.open_transactions += 1
         return self
 
     def write(self, at, bytes data not None):

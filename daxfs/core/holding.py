@@ -162,7 +162,6 @@ def release_lease(vol: Volume, owner: int) -> None:
     """Give back all leases of an owner. NoEntry if there are none."""
     if not vol.leases.release(owner):
         raise NoEntry("this open file has no lease")
-    vol.pins.generation += 1
 
 
 def release_some(vol: Volume, owner: int, most: int) -> int:
@@ -175,8 +174,7 @@ def release_owner(vol: Volume, owner: int) -> int:
     """The owner's last close: its pins, leases and events go. How many pins there were."""
     pins = vol.pins.of_owner(owner)
     _release(vol, pins)
-    if vol.leases.release(owner):
-        vol.pins.generation += 1
+    vol.leases.release(owner)
     vol.events.drop(owner)
     return len(pins)
 
@@ -200,9 +198,8 @@ def let_die(vol: Volume, owner: int, pins: Iterable[Pin]) -> None:
         if taken.state is State.HELD and taken.on_demand:
             vol.pins.fence(taken)
         elif taken.state is State.HELD:
-            taken.state = State.DYING
+            vol.pins.let_die(taken)
     vol.leases.release(owner)
-    vol.pins.generation += 1
 
 
 def release_survivor(vol: Volume, survivor: Pin) -> None:

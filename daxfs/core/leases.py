@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from daxfs.core.waiting import Moved, unheard
 from daxfs.errors import NoMemory
 
 LEASES_PER_OWNER_MAX = 256
@@ -31,10 +32,12 @@ class Lease:
 
 
 class Leases:
-    """All leases of a volume. `tell(lease)` is called when one is to be given back."""
+    """All leases of a volume. `tell(lease)` is called when one is to be given back, `moved` with the numbers of the files
+    that have lost some."""
 
-    def __init__(self, tell: Callable[[Lease], None]) -> None:
+    def __init__(self, tell: Callable[[Lease], None], moved: Moved = unheard) -> None:
         self._tell = tell
+        self._moved = moved
         self._files: dict[int, dict[Lease, None]] = {}
         self._owners: dict[int, dict[Lease, None]] = {}
         self._count = 0
@@ -92,3 +95,5 @@ class Leases:
                 if not rest:
                     del index[key]
             self._count -= 1
+        for ino in {lease.ino for lease in leases}:
+            self._moved(ino)

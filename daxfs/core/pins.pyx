@@ -17,7 +17,7 @@ the ledger only: it has no owner here and is released when its holder is gone or
 A released pin of many runs leaves bit by bit: it is in no list any more, its blocks are counted till `drop_some` comes to
 them, so that no call has to go through all of them at once.
 
-`generation` moves whenever something may have ceased to stand in somebody's way; waiters watch it.
+Only the table changes a pin's state. Whenever one stands in no way any more it says so: see waiting.py.
 
 Types are in pins.pyi. Not here: which blocks a range has and whether it may be pinned (`pin`, in holding.py), and waiting.
 """
@@ -34,6 +34,7 @@ from daxfs.core.runs cimport RunMap, dx_extent, dx_find, dx_next
 
 from daxfs import abi
 from daxfs.core.pincounts import PinCounts
+from daxfs.core.waiting import DUE, unheard
 from daxfs.errors import NoEntry
 
 PINS_PER_OWNER_MAX = 1 << 18
@@ -86,7 +87,7 @@ cdef class Pin:
     cdef readonly bint on_demand  # revocable: no pin, told before its blocks go
     cdef readonly list runs  # none any more once it was released and leaves bit by bit
     cdef public uint64_t blocks, length
-    cdef public object state
+    cdef readonly object state
     cdef public str label  # the holder's own name for it
     cdef public bint told  # of the break that is under way
     cdef public list entries  # of the ledger
@@ -203,12 +204,13 @@ cdef inline uint32_t _bits(uint64_t count) noexcept:
 
 
 cdef class PinTable:
-    """All pins of a volume. `counts` says how many pins cover a block."""
+    """All pins of a volume. `counts` says how many pins cover a block. `moved` is called with the number of a file whose pins
+    are fewer, or have changed their state, and with DUE when pins leave bit by bit."""
 
     cdef readonly object counts
     cdef readonly object references  # FOLL_GET: they keep nothing
     cdef readonly uint64_t pieces
-    cdef public uint64_t generation
+    cdef object _moved
     cdef uint64_t _last_id
     cdef dict _pins, _owners, _files  # by id; by owner and by inode, of dicts by id
     cdef dict _accounts  # by process
@@ -217,7 +219,8 @@ cdef class PinTable:
     cdef _Places _places
     cdef dict _on_demand  # how many registrations on demand a file has
 
-    def __init__(self, blocks):
+    def __init__(self, blocks, moved=unheard):
+        self._moved = moved
         self.counts = PinCounts(blocks)
         self.references = PinCounts(blocks)
         self._pins = {}
@@ -277,8 +280,11 @@ cdef class PinTable:
         """Forget pins; returns the runs that no pin covers any more. Those that leave bit by bit have no runs and entries
         from now on."""
         cdef list idle = []
+        cdef set files = set()
         cdef Pin pin
+        cdef bint leaves = False
         for pin in pins:
+            files.add(pin.ino)
             del self._pins[pin.id]
             _leave(self._files, pin.ino, pin)
             if pin.owner is not None:
@@ -291,6 +297,7 @@ cdef class PinTable:
             if pin.keeps() and len(pin.runs) > RUNS_AT_ONCE:
                 self._leaving.append((pin.holder.process, pin.id, pin.runs, pin.entries))
                 pin.runs, pin.entries = [], []
+                leaves = True
                 continue
             self._places.leave(pin.id, pin.runs)
             self._free_pieces(pin.holder.process, len(pin.runs))
@@ -298,7 +305,10 @@ cdef class PinTable:
                 idle += self.counts.drop(pin.runs)
             elif pin.flags & _GET:
                 self.references.drop(pin.runs)
-        self.generation += 1
+        for ino in files:
+            self._moved(ino)
+        if leaves:
+            self._moved(DUE)
         return idle
 
     cdef int _enter_account(self, Pin pin) except -1:
@@ -445,13 +455,23 @@ cdef class PinTable:
         """An on-demand holder has acknowledged: it refers to nothing any more."""
         pin.state = State.INVALID
         pin.told = False
-        self.generation += 1
+        self._moved(pin.ino)
 
     def fence(self, Pin pin):
         """An on-demand holder did not let go in time: from now on its blocks are kept as if it had pinned them."""
         self.counts.add(pin.runs)
         pin.state = State.FENCED
-        self.generation += 1
+        self._moved(pin.ino)
+
+    def revoke(self, Pin pin):
+        """A holder has no access any more. Its blocks are kept on."""
+        pin.state = State.REVOKED
+        self._moved(pin.ino)
+
+    def let_die(self, Pin pin):
+        """All processes that have the owner of a pin are ending. Its blocks are kept on."""
+        pin.state = State.DYING
+        self._moved(pin.ino)
 
     def any_id(self, pin_id):
         """A pin of whoever. NoEntry."""

@@ -148,7 +148,7 @@ def clear(vol: Volume, first: int, count: int) -> list[int]:
     read-only stays so till it is mounted anew. BadArgument."""
     _check_range(vol, first, count)
     files = {ino for ino, _ in _owners(vol, first, count)} if vol.poison.within([(first, count)]) else set()
-    vol.alloc.give(vol.poison.clear(first, count))
+    vol.give(vol.poison.clear(first, count))
     vol.set_hot(files)
     return sorted(files)
 

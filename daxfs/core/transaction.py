@@ -67,10 +67,11 @@ class Transaction(Gathered):
         return start
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        volume = self._volume
+        volume.open_transactions -= 1
         if kind is not None:
             self._abort()
             return
-        volume = self._volume
         sequence = volume.journal.sequence
         try:
             for inode in list(self._inodes.values()):
@@ -109,7 +110,7 @@ class Transaction(Gathered):
                 self._give_up(self._freed_unsafe)
                 volume.give(self._freed_unsafe)
             if self._freed_numbers:
-                volume.free_inodes.extend(self._freed_numbers)
+                volume.give_numbers(self._freed_numbers)
         except BaseException as e:
             volume.fail(f"after a commit: {e!r}")
             raise

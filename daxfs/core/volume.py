@@ -38,6 +38,7 @@ from daxfs.core.poison import Poison
 from daxfs.core.policy import Operation, Outcome, Settings
 from daxfs.core.runs import RunSet, first_astray
 from daxfs.core.transaction import Transaction
+from daxfs.core.waiting import EVERYTHING, SPACE, Moved, unheard
 from daxfs.errors import BadHandle, Corrupt, FsError, ImageError, NoSpace, ReadOnly
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Volume:
         self.readonly = pmem.readonly
         self.failed = ""  # why the volume refuses changes
         self.unsafe = False  # policy `unsafe` has freed pinned blocks
+        self.open_transactions = 0  # more than one: one within another
         self.block_size: int = sb["block_size"]
         self.block_shift = self.block_size.bit_length() - 1
         self.leaf_capacity = layout.leaf_capacity(self.block_size)
@@ -71,15 +73,17 @@ class Volume:
         self.alloc = Allocator(sb["data_start"], self.blocks)
         self.ledger = Ledger(self)
         self.owned = 0  # blocks of files and of the volume itself: counted by transactions, not made from the others
-        self.pins = PinTable(self.blocks)
-        self.busy_list = BusyList()
+        self.on_moved: Moved = unheard  # see waiting.py
+        self.rules = 0  # moves when calls that wait shall look again, whatever stands in their way
+        self.pins = PinTable(self.blocks, self.moved)
+        self.busy_list = BusyList(self.moved)
         self.poison = Poison(self.block_size)
         self.leaving = False  # the device is being removed: no new pins
         self.closed = False
         self.last_shutdown = ""  # how the mount before this one ended
         self.settings = Settings()
         self.events = EventQueues()
-        self.leases = Leases(self._tell_lease)
+        self.leases = Leases(self._tell_lease, self.moved)
         self.breaks: dict[int, list[Break]] = {}  # by inode: layout changes that wait, so that new pins wait behind them
         self.unlinked: dict[int, Inode] = {}  # those in memory that have no link any more
         self.chunks: MutableSequence[int] = array("Q")  # first block of each chunk of inodes
@@ -213,9 +217,15 @@ class Volume:
         self.pmem.close()
 
     def fail(self, why: str) -> None:
-        """Refuse all changes from now on."""
+        """Refuse all changes from now on, those that wait as well."""
         self.failed = self.failed or why
         self.set_hot()
+        self.rules_changed(EVERYTHING)
+
+    def leave(self) -> None:
+        """The device is being removed: no new pins from now on."""
+        self.leaving = True
+        self.rules_changed(EVERYTHING)
 
     def set_hot(self, numbers: Iterable[int] | None = None) -> None:
         """Say anew what the native session may do with files in memory: all, or those of these numbers."""
@@ -235,6 +245,17 @@ class Volume:
         """ReadOnly if changes are refused."""
         if self.readonly or self.failed:
             raise ReadOnly(self.failed or "the volume is mounted read-only")
+
+    # -- waiters --
+
+    def moved(self, what: int) -> None:
+        """Something that a call may wait for has come; what, see waiting.py. Called by the parts of the volume."""
+        self.on_moved(what)
+
+    def rules_changed(self, what: int) -> None:
+        """Calls on an inode, or all (EVERYTHING), are decided by other rules from now on."""
+        self.rules += 1
+        self.moved(what)
 
     # -- holders --
 
@@ -409,6 +430,13 @@ class Volume:
     def give(self, runs: list[Run]) -> None:
         """Blocks that are nobody's: free, but for poisoned ones, which are retired."""
         self.alloc.give(self.poison.retire(runs))
+        if runs:
+            self.moved(SPACE)
+
+    def give_numbers(self, numbers: list[int]) -> None:
+        """Inode numbers that are nobody's."""
+        self.free_inodes.extend(numbers)
+        self.moved(SPACE)
 
     def free_unpinned(self, now: int, limit: int) -> bool:
         """Delayed free: go on with pins that leave, and give back busy runs whose last pin went, at most `limit` runs of

@@ -241,7 +241,6 @@ class Admin:
             "waiting": len(service.waiting),
             "poisoned": volume.poison.blocks.blocks,
             "retired": volume.poison.retired.blocks,
-            "generation": volume.busy_list.generation,
             "leases": len(volume.leases),
             "hca": self._hca(),
         }
@@ -293,7 +292,6 @@ class Admin:
             if not flags & abi.ADMIN_FORCE and pin not in left:
                 raise Busy(f"the holder of pin {pin_id} outlived an earlier daemon and is still there")
             self._end_survivors([pin])
-        self.service.moved(pin.ino)
         released = not self._volume.pins.has(pin)
         return int(released), pin.blocks if pin.counted and not released else 0
 
@@ -304,7 +302,6 @@ class Admin:
         self._end_survivors(gone)
         while volume.free_unpinned(now(), 64):
             await turns.pause()
-        self.service.waiting.freed()
         return max(0, volume.free - free), len(gone)
 
     async def _gone(self, pins: list[Pin]) -> list[Pin]:
@@ -319,7 +316,6 @@ class Admin:
             if self._volume.pins.has(pin):
                 log.info("pin %d of process %d is released", pin.id, pin.holder.pid)
                 holding.release_survivor(self._volume, pin)
-                self.service.moved(pin.ino)
 
     async def _remove_device(self, flags: int, drain_ms: int, _: int) -> tuple[int, int]:
         """(pins that are left, 0). It goes on without the caller: REPORT_DEVICE shows how far it is."""

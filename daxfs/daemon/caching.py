@@ -40,10 +40,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from daxfs import abi
+from daxfs.core.waiting import Awaited, LayoutBusy
 from daxfs.daemon import kernelsize, protocol, requests, session
 from daxfs.daemon.threads import in_thread
 from daxfs.daemon.times import Times
-from daxfs.errors import BadArgument, Busy, LayoutBusy, NoMemory, NoSpace
+from daxfs.errors import BadArgument, Busy, NoMemory, NoSpace
 
 log = logging.getLogger("daxfs")
 
@@ -91,8 +92,8 @@ class Caching:
 
     def await_release(self, request: Request, inode: Inode, flags: int) -> None:
         """Who opens to pin may have closed a cached handle just now: LayoutBusy while that is on its way here."""
-        if _to_pin(flags) and inode.ino in self._cached and "release" not in self._service.waiting.overdue(request):
-            raise LayoutBusy("release", 0, inode.ino)
+        if _to_pin(flags) and inode.ino in self._cached and Awaited.RELEASE not in self._service.waiting.overdue(request):
+            raise LayoutBusy(Awaited.RELEASE, 0, inode.ino)
 
     def admits(self, inode: Inode, flags: int) -> bool:
         """Whether an open, which is about to be counted, goes through the cache."""
@@ -125,6 +126,7 @@ class Caching:
             if not counts[0]:
                 del self._cached[ino]
                 self._full.discard(ino)
+                self._service.waiting.moved(ino)
         elif self.on:
             last = file.inode.opens == 1
             if last and ino in self._filled:
@@ -152,7 +154,7 @@ class Caching:
             raise Busy("the file is open through the page cache: close it everywhere, then open it with O_PIN")
         if flags & abi.FOLL_WRITE and ino in self._filled:
             self._drop_filled(ino)
-            raise LayoutBusy("pages", 0, ino)
+            raise LayoutBusy(Awaited.PAGES, 0, ino)
 
     def _drop_filled(self, ino: int) -> None:
         if ino not in self._dropping:
@@ -165,7 +167,7 @@ class Caching:
         finally:
             self._dropping.discard(ino)
         self._filled.discard(ino)
-        self._service.moved(ino)
+        self._service.waiting.moved(ino)
 
     def drop(self, ino: int) -> Awaitable[None]:
         """Have dirty pages written and all pages forgotten. It can take its time, so a thread waits for the kernel."""

@@ -45,11 +45,12 @@ import trio
 
 from daxfs import abi
 from daxfs.core import fileops
+from daxfs.core.waiting import SPACE, Awaited, LayoutBusy
 from daxfs.daemon import session, twins
 from daxfs.daemon.protocol import RETRIEVED_IN
 from daxfs.daemon.threads import in_thread
 from daxfs.daemon.twins import PAGE, Budget, Pages
-from daxfs.errors import FsError, LayoutBusy, NoMemory, NoSpace
+from daxfs.errors import FsError, NoMemory, NoSpace
 
 if TYPE_CHECKING:
     from daxfs.core.inode import Inode
@@ -186,7 +187,7 @@ class Coherence:
             return
         first, end, began = pages.begin_drop(first, end)
         if self._is_starved:  # fills of these very pages, which the drop would wait for, and they for it
-            self._service.waiting.freed()
+            self._service.waiting.moved(SPACE)
         length = 0 if end >= ALL else (end - first) * PAGE
         before, dropped = len(pages), False
         try:
@@ -204,7 +205,7 @@ class Coherence:
         self._service.waiting.moved(pages.inode.ino)
         if self._is_starved:
             self._is_starved = False
-            self._service.waiting.freed()
+            self._service.waiting.moved(SPACE)
 
     # -- pins --
 
@@ -228,7 +229,7 @@ class Coherence:
             if over is None or over.is_set():  # a drop can have failed, or had to wait for a size change
                 pages.claim(claim, first, end)
                 self._waited_for[claim, inode.ino] = self.drop(inode.ino, [(first, end)])
-        raise LayoutBusy("pages", 0, inode.ino)
+        raise LayoutBusy(Awaited.PAGES, 0, inode.ino)
 
     def moved(self, ino: int) -> None:
         """A pin of a file has gone."""
@@ -248,7 +249,7 @@ class Coherence:
             pages.claim(request, first, behind)
             over = self._waited_for[request, inode.ino] = self.drop(inode.ino, [(first, behind)])
         if over is not None and not over.is_set():
-            raise LayoutBusy("pages", 0, inode.ino)
+            raise LayoutBusy(Awaited.PAGES, 0, inode.ino)
 
     def has_pages(self, inode: Inode, start: int = 0, end: int = ALL * PAGE) -> bool:
         """Whether the kernel may have pages of a range of bytes."""
@@ -329,7 +330,7 @@ class Coherence:
         """There is no room for twins of a user."""
         self._is_starved = True
         self._make_room(uid)
-        raise LayoutBusy("twins", 0, 0)
+        raise LayoutBusy(Awaited.TWINS, 0, SPACE)
 
     def _make_room(self, uid: int) -> None:
         """Start to drop pages of a user, or of all if it is not this one's own share that is used up."""

@@ -100,7 +100,6 @@ class Control:
 
     def unpin(self, file: OpenFile, pin_id: int, *, dirty: bool = False) -> None:
         holding.unpin(self._volume, now(), file.fh, pin_id, dirty=dirty)
-        self.service.moved(file.inode.ino)
         if dirty:
             self.service.stale_data(file.inode)
 
@@ -140,7 +139,6 @@ class Control:
             holding.take_lease(self._volume, file.inode, offset, length, file.fh)
         else:
             holding.release_lease(self._volume, file.fh)
-            self.service.moved(file.inode.ino)
         return argument
 
     def _next_event(self, file: OpenFile, argument: bytes, request: Request) -> bytes:
@@ -155,7 +153,6 @@ class Control:
         if zero:
             raise BadArgument("the reserved field of an acknowledgement must be 0")
         holding.acknowledge(self._volume, file.fh, pin_id)
-        self.service.moved(file.inode.ino)
         return argument
 
     def _change(self, file: OpenFile, argument: bytes, request: Request) -> bytes | None:

@@ -100,7 +100,6 @@ class Dying:
             if service.gone or not self._is_open(file):
                 return
             holding.let_die(service.volume, owner, pins[at : at + _AT_ONCE])
-            service.moved(ino)
             await trio.lowlevel.checkpoint()
         log.info("all holders of an open file of inode %d are dying: %d pins stand in no way any more", ino, len(pins))
 

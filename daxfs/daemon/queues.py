@@ -25,9 +25,9 @@ from functools import partial
 import trio
 
 from daxfs.abi_hca import RECV_WR, SEND_WR, SGE, WC, Access, SendFlag, State, Status, WcFlag, WcOp, WrOp
+from daxfs.core.waiting import LayoutBusy
 from daxfs.daemon.regions import Piece, Refused, Table
 from daxfs.daemon.service import Service
-from daxfs.errors import LayoutBusy
 
 PIECE_BYTES = 1 << 20  # moved at a time
 TURN_S = 0.002  # how long one pair works before it is another's turn

@@ -21,6 +21,7 @@ from daxfs.core import attributes, fileops, layout, namespace
 from daxfs.core.breaking import NOBODY, Breaker
 from daxfs.core.inode import Inode
 from daxfs.core.policy import POLICY_XATTR
+from daxfs.core.waiting import LayoutBusy
 from daxfs.daemon import protocol, requests, session
 from daxfs.daemon.caching import DIRECT_FLAGS
 from daxfs.daemon.coherence import ALL
@@ -30,7 +31,7 @@ from daxfs.daemon.service import Service, now
 from daxfs.daemon.session import Request
 from daxfs.daemon.twins import PAGE
 from daxfs.daemon.virtual import Virtual
-from daxfs.errors import BadArgument, Corrupt, Exists, FsError, LayoutBusy, NoSpace, NotPermitted, OutOfRange
+from daxfs.errors import BadArgument, Corrupt, Exists, FsError, NoSpace, NotPermitted, OutOfRange
 
 log = logging.getLogger("daxfs")
 
@@ -216,7 +217,6 @@ class RawRequests:
         if name == POLICY_XATTR and value == b"unsafe":
             self._allow_unsafe(request, inode)
         attributes.setxattr(self._volume, now(), inode, name, value, flags, kill_sgid=kill_sgid)
-        self.service.attribute_changed(inode, name)
         request.reply()
 
     def _allow_unsafe(self, request: Request, inode: Inode) -> None:
@@ -238,7 +238,6 @@ class RawRequests:
     def removexattr(self, request: Request) -> None:
         inode, name = self._inode(request.nodeid), bytes(request.body[:-1])
         attributes.removexattr(self._volume, now(), inode, name)
-        self.service.attribute_changed(inode, name)
         request.reply()
 
     # -- opening --
@@ -437,11 +436,9 @@ class RawRequests:
 
     def statfs(self, request: Request) -> None:
         volume, size = self._volume, self._volume.block_size
-        chunks = volume.free // layout.chunk_blocks(size)
-        free = len(volume.free_inodes) + chunks * layout.CHUNK_INODES
-        inodes = (len(volume.chunks) + chunks) * layout.CHUNK_INODES
         request.reply(protocol.STATFS_OUT.pack(
-            volume.blocks, volume.free, volume.alloc.available, inodes, free, size, layout.NAME_MAX, size,
+            volume.blocks, volume.free, volume.alloc.available, volume.inodes, volume.inodes_free,
+            size, layout.NAME_MAX, size,
         ))  # fmt: skip
 
     def fsync(self, request: Request) -> None:

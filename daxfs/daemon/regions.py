@@ -28,10 +28,11 @@ from daxfs import abi
 from daxfs.abi_hca import Access
 from daxfs.core import holding
 from daxfs.core.pins import Pin, State
+from daxfs.core.waiting import LayoutBusy
 from daxfs.daemon.coherence import Granting
 from daxfs.daemon.requests import OpenFile
 from daxfs.daemon.service import Service, now
-from daxfs.errors import BadArgument, Busy, FsError, LayoutBusy, NoEntry, Poisoned
+from daxfs.errors import BadArgument, Busy, FsError, NoEntry, Poisoned
 
 Piece = tuple[int, int]  # byte address on the image, bytes
 _WRITES = int(Access.LOCAL_WRITE | Access.REMOTE_WRITE | Access.REMOTE_ATOMIC)
@@ -155,7 +156,6 @@ class Table:
             holding.unpin(self._volume, now(), region.file.fh, pin.id, dirty=region.written)
         except NoEntry:  # the holder, or an admin, was first
             return
-        self._service.moved(region.file.inode.ino)
         if region.written:
             self._service.stale_data(region.file.inode)
             region.written = False

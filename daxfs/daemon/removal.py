@@ -73,11 +73,9 @@ class Removal:
         if self.state == "live":
             pins = self._volume.pins
             log.info("the device is being removed: %d open files hold %d pins", pins.owners, len(pins))
-            self._volume.leaving = True
+            self._volume.leave()  # pins that wait behind a layout change are refused
             for owner in pins.owner_list():
                 self._volume.events.push(owner, Event(abi.EVENT_DEVICE_REMOVE, 0, 0, 0))
-            for ino in list(self._volume.breaks):
-                self._service.moved(ino)  # pins that wait behind a layout change are refused
             self._service.start(self._run)
 
     async def _run(self) -> None:

@@ -22,8 +22,8 @@ import trio
 from daxfs.core import fileops, holding
 from daxfs.core.inode import Inode
 from daxfs.core.layout import ROOT_INO
-from daxfs.core.policy import POLICY_XATTR
 from daxfs.core.volume import Volume
+from daxfs.core.waiting import DUE
 from daxfs.daemon import requests, session, twins
 from daxfs.daemon.caching import Caching
 from daxfs.daemon.coherence import COHERENCE_MS, Coherence
@@ -102,6 +102,7 @@ class Service:
         self.reports = Reports()
         self.pollers: dict[int, set[int]] = {}  # handle -> what the kernel wants to hear when an event comes
         volume.events.on_event = self.wake_pollers
+        volume.on_moved = self._moved
         self.on_release: Callable[[int], None] = lambda fh: None  # the HCA's, called before the pins of a description go
         self._nursery: trio.Nursery
         self.names: dict[int, tuple[int, bytes]] = {}  # inode -> (parent, name), as last heard
@@ -193,7 +194,6 @@ class Service:
         """One with very many pins, so that the others get their turn. The handle is not given to anybody meanwhile."""
         self.on_release(fh)
         while not self.gone and holding.release_some(self.volume, fh, RELEASE_BATCH):
-            self.moved(self.file(fh).inode.ino)
             await trio.lowlevel.checkpoint()
         self._end(fh)
 
@@ -212,7 +212,6 @@ class Service:
         self.reports.drop(fh)
         self.caching.closed(file)
         holding.release_owner(self.volume, fh)
-        self.moved(file.inode.ino)
         return file.inode
 
     def _settle(self, inode: Inode) -> None:
@@ -221,8 +220,6 @@ class Service:
             self.coherence.forget(inode.ino)
         try:
             fileops.reap(self.volume, now(), inode)
-            if inode.dead:
-                self.waiting.freed()
         except FsError as e:  # it stays an orphan, which the next mount frees
             log.error("inode %d is not freed now: %s", inode.ino, e.why)
 
@@ -231,10 +228,6 @@ class Service:
     def accessed(self, inode: Inode) -> None:
         if not (self.volume.readonly or self.volume.failed):
             fileops.note_access(inode, now())
-
-    def attribute_changed(self, inode: Inode, name: bytes) -> None:
-        if name == POLICY_XATTR:
-            self.waiting.rules_changed(inode.ino)
 
     def stale(self, inode: Inode) -> None:
         """Attributes have changed behind the kernel's back."""
@@ -269,12 +262,14 @@ class Service:
 
         self._nursery.start_soon(task)
 
-    def moved(self, ino: int) -> None:
-        """A pin, lease or registration of a file has gone: waiters look again, and what it kept can be freed."""
-        self.waiting.moved(ino)
-        self.coherence.moved(ino)
-        if self.volume.pins.leaving or len(self.volume.busy_list.due):
+    def _moved(self, what: int) -> None:
+        """The core's hook (core/waiting.py): who waits for this is woken."""
+        if what == DUE:
             self.unpinned.set()
+            return
+        self.waiting.moved(what)
+        if what > 0:
+            self.coherence.moved(what)
 
     async def _free_worker(self) -> None:
         """Give busy blocks back once their last pin is gone, a batch at a time."""
@@ -282,9 +277,7 @@ class Service:
             await self.unpinned.wait()
             self.unpinned = trio.Event()
             while self.volume.free_unpinned(now(), FREE_BATCH):
-                self.waiting.freed()
                 await trio.lowlevel.checkpoint()
-            self.waiting.freed()
 
     # -- failures --
 
@@ -296,8 +289,8 @@ class Service:
         while tries:
             tries -= 1
             try:
-                volume.set_hot()
                 volume.failed = known or repr(problem)
+                volume.fail(volume.failed)
                 log.critical("unexpected failure, the volume is read-only from now on", exc_info=problem)
                 return
             except MemoryError:

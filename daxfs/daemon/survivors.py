@@ -51,7 +51,6 @@ async def reap_worker(service: Service) -> None:
         for pin in filter(volume.pins.has, ended):
             log.info("pin %d of process %d is released: its holder is gone", pin.id, pin.holder.pid)
             holding.release_survivor(volume, pin)
-            service.moved(pin.ino)
         await trio.sleep(LOOK_S)
 
 

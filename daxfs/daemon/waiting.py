@@ -1,5 +1,6 @@
-"""Calls that wait: for pins to go, for holders to acknowledge, for busy space. The core says who stands in the way
-(`LayoutBusy`), this module waits for the layout to move and runs the handler again.
+"""Calls that wait: for pins to go, for holders to acknowledge, for busy space, and what else there is in core/waiting.py.
+The core says what has to come first (`LayoutBusy`), this module waits until it hears that something moved (the core's hook
+`Volume.on_moved`, by way of service.py) and runs the handler again. How long each wait may last is the table `LIMITS`.
 
 Rules
 - Nothing is held while waiting: no lock, no transaction, no pyfuse3 worker; each waiter is a task of the daemon's nursery.
@@ -24,15 +25,29 @@ from contextlib import contextmanager
 import trio
 
 from daxfs.core.breaking import Break
+from daxfs.core.policy import Settings
 from daxfs.core.volume import Volume
+from daxfs.core.waiting import EVERYTHING, SPACE, Awaited, LayoutBusy
 from daxfs.daemon.session import Request
-from daxfs.errors import FsError, LayoutBusy, NoSpace
+from daxfs.errors import FsError, NoSpace
 
 Handler = Callable[[Request], None]
 FORGET_WAIT_S = 0.1  # the kernel sends it when unlink(2) is over, unless somebody uses the file (O_PATH)
 RELEASE_WAIT_S = 0.02  # the kernel sends it when the last page is written, which may be a little behind close(2)
-_SPACE = 0  # the key of those who wait for space: no inode has this number
-_CHANGES = ("wait", "lease", "invalidate")
+_CHANGES = {Awaited.PINS, Awaited.LEASES, Awaited.ACKNOWLEDGEMENT}  # of the layout: what waits behind them may not pass
+
+LIMITS: dict[Awaited, Callable[[Settings], float]] = {
+    Awaited.ACKNOWLEDGEMENT: lambda settings: settings.invalidate_s,
+    Awaited.PINS: lambda settings: settings.wait_s,
+    Awaited.LEASES: lambda settings: settings.lease_break_s,
+    Awaited.LAYOUT: lambda _: 0,  # which has a limit of its own
+    Awaited.SPACE: lambda settings: settings.enospc_wait_s,
+    Awaited.FORGET: lambda _: FORGET_WAIT_S,
+    Awaited.RELEASE: lambda _: RELEASE_WAIT_S,
+    Awaited.PAGES: lambda _: 0,  # a drop ends, with or without success
+    Awaited.TWINS: lambda _: 0,  # so do those that make room
+}
+"""How long a call waits, in seconds; 0: until it comes."""
 
 
 class Waiting:
@@ -42,32 +57,24 @@ class Waiting:
         self._volume = volume
         self._start = start
         self._lots: dict[int, trio.lowlevel.ParkingLot] = {}
-        self._overdue: dict[int, set[str]] = {}
+        self._overdue: dict[int, set[Awaited]] = {}
         self.on_break: Callable[[], None] = lambda: None
         self.on_end: Callable[[Request], None] = lambda request: None  # a request that waited is answered
-        self._rules = 0  # moves when waiters shall look again, whoever stands in the way
 
     def __len__(self) -> int:
         return len(self._overdue)
 
-    def overdue(self, request: Request) -> frozenset[str]:
+    def overdue(self, request: Request) -> frozenset[Awaited]:
         """The kinds of wait that have lasted long enough for this request."""
         return frozenset(self._overdue.get(request.unique, ()))
 
-    def moved(self, ino: int) -> None:
-        """Something that may have stood in the way of calls on this inode has gone."""
-        lot = self._lots.get(ino)
-        if lot:
-            lot.unpark_all()
-
-    def rules_changed(self, ino: int) -> None:
-        """Another policy applies to calls on this inode."""
-        self._rules += 1
-        self.moved(ino)
-
-    def freed(self) -> None:
-        """There may be space again."""
-        self.moved(_SPACE)
+    def moved(self, what: int) -> None:
+        """What calls on an inode wait for, or calls for SPACE, or all calls (EVERYTHING), may have come: they look again,
+        when the caller is through."""
+        lots = list(self._lots.values()) if what == EVERYTHING else [self._lots.get(what)]
+        for lot in lots:
+            if lot:
+                lot.unpark_all()
 
     def wait(self, request: Request, handler: Handler) -> None:
         """Answer the request later: when `handler(request)` no longer raises LayoutBusy."""
@@ -77,10 +84,10 @@ class Waiting:
     def space_to_come(self, request: Request) -> LayoutBusy | None:
         """What an allocation that found no space shall wait for: a FORGET that is on its way, then busy space."""
         overdue, volume = self.overdue(request), self._volume
-        if "forget" not in overdue and volume.about_to_free():
-            return LayoutBusy("forget", 0, _SPACE)
-        if "space" not in overdue and volume.settings.enospc_wait_s > 0 and volume.busy_list.blocks > 0:
-            return LayoutBusy("space", 0, _SPACE)
+        if Awaited.FORGET not in overdue and volume.about_to_free():
+            return LayoutBusy(Awaited.FORGET, 0, SPACE)
+        if Awaited.SPACE not in overdue and volume.settings.enospc_wait_s > 0 and volume.busy_list.blocks > 0:
+            return LayoutBusy(Awaited.SPACE, 0, SPACE)
         return None
 
     async def _wait(self, request: Request, handler: Handler) -> None:
@@ -88,7 +95,7 @@ class Waiting:
         request.on_interrupt = scope.cancel
         if request.interrupted:
             scope.cancel()
-        since: dict[str, float] = {}
+        since: dict[Awaited, float] = {}
         announced: set[int] = set()
         done = False
         try:
@@ -96,11 +103,11 @@ class Waiting:
                 while busy := self._attempt(request, handler):  # and no checkpoint until it is parked
                     if busy.kind in _CHANGES:
                         announced.add(busy.ino)
-                    started, rules = since.setdefault(busy.kind, time.monotonic()), self._rules
+                    started, rules = since.setdefault(busy.kind, time.monotonic()), self._volume.rules
                     end = started + self._limit(busy.kind)
                     with self._announced(busy):
                         while moved := await self._moved_before(busy, end):
-                            if rules != self._rules or not self._volume.pins.stands(busy.pin):
+                            if rules != self._volume.rules or not self._volume.pins.stands(busy.pin):
                                 break
                         if not moved:
                             self._overdue[request.unique].add(busy.kind)
@@ -116,7 +123,9 @@ class Waiting:
                 self.moved(ino)  # pins that were held back; not before the end: it would wake itself for ever
 
     def _attempt(self, request: Request, handler: Handler) -> LayoutBusy | None:
-        """Run the handler; who stands in the way, if somebody does."""
+        """Run the handler; what has to come first, if anything does. Nothing if the request was answered meanwhile."""
+        if request.answered:  # the device was removed, just when this was woken
+            return None
         try:
             handler(request)
         except LayoutBusy as busy:
@@ -137,17 +146,8 @@ class Waiting:
             del self._lots[busy.ino]
         return not limit.cancelled_caught
 
-    def _limit(self, kind: str) -> float:
-        settings = self._volume.settings
-        seconds = {
-            "wait": settings.wait_s,
-            "lease": settings.lease_break_s,
-            "invalidate": settings.invalidate_s,
-            "forget": FORGET_WAIT_S,
-            "release": RELEASE_WAIT_S,
-            "space": settings.enospc_wait_s,
-        }.get(kind, 0.0)
-        return seconds or float("inf")
+    def _limit(self, kind: Awaited) -> float:
+        return LIMITS[kind](self._volume.settings) or float("inf")
 
     @contextmanager
     def _announced(self, busy: LayoutBusy) -> Iterator[None]:

@@ -29,6 +29,7 @@ from daxfs.core.layout import FILE_SIZE_MAX
 from daxfs.core.namespace import Caller
 from daxfs.core.pins import Holder
 from daxfs.core.volume import Volume
+from daxfs.core.waiting import SPACE
 from daxfs.errors import FsError, NoSpace
 
 from .image import NOW, soil
@@ -474,11 +475,13 @@ class Machine(RuleBasedStateMachine):
 
     @rule(limit=st.sampled_from([1, 2, 100]))
     def delayed_free(self, limit: int) -> None:
-        due, generation, free = len(self.model.due), self.vol.busy_list.generation, self.vol.free
+        due, free = len(self.model.due), self.vol.free
+        moves: list[int] = []
+        self.vol.on_moved = moves.append
         more = self.vol.free_unpinned(self.now, limit)
         freed = self.vol.free - free
         assert bool(freed) == bool(due)
-        assert (self.vol.busy_list.generation > generation) == bool(freed)
+        assert (SPACE in moves) == bool(freed)
         assert more == (freed < due)
         self.model.due -= {b for b in self.model.due if self.vol.alloc.free.within(b, 1)}
 

@@ -12,13 +12,13 @@ from daxfs.core.inode import Inode
 from daxfs.core.namespace import Caller
 from daxfs.core.pins import Holder, Pin
 from daxfs.core.volume import Volume
+from daxfs.core.waiting import LayoutBusy
 from daxfs.errors import (
     AccessDenied,
     BadAddress,
     BadArgument,
     FsError,
     IsDirectory,
-    LayoutBusy,
     NoEntry,
     NoMemory,
     NoSuchAddress,

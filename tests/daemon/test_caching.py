@@ -18,9 +18,10 @@ from daxfs.core.inode import Inode
 from daxfs.core.namespace import Caller
 from daxfs.core.pins import Holder
 from daxfs.core.volume import Volume
+from daxfs.core.waiting import LayoutBusy
 from daxfs.daemon import caching, protocol, requests, session
 from daxfs.daemon.service import OpenFile, Service
-from daxfs.errors import BadArgument, Busy, LayoutBusy
+from daxfs.errors import BadArgument, Busy
 from tests.core.image import NOW, fresh_volume
 
 WRITE = abi.FOLL_PIN | abi.FOLL_WRITE

@@ -47,10 +47,6 @@ class Service:
     def stale_data(self, inode: Inode) -> None:
         self.dirty.append(inode)
 
-    def moved(self, ino: int) -> None:
-        while self.volume.free_unpinned(NOW, 64):
-            pass
-
 
 class Request:
     """A caller that waits: `answer` or `code` once it was answered."""
@@ -109,8 +105,13 @@ class Adapter:
         del self._files[file.fh]
         self.hca.release(file.fh)
         holding.release_owner(self.volume, file.fh)
-        self.service.moved(file.inode.ino)
+        self.free_unpinned()
         file.inode.opens -= 1
+
+    def free_unpinned(self) -> None:
+        """What the daemon's own task does after an unpin."""
+        while self.volume.free_unpinned(NOW, 64):
+            pass
 
     def finish(self) -> None:
         for file in list(self._files.values()):

@@ -13,8 +13,9 @@ from trio.testing import MockClock
 from daxfs import abi_hca
 from daxfs.abi_hca import Access, AttrMask, Op, State, Status, WrOp
 from daxfs.core import fileops
+from daxfs.core.waiting import LayoutBusy
 from daxfs.daemon import hca as limits
-from daxfs.errors import FsError, LayoutBusy
+from daxfs.errors import FsError
 from tests.core.image import NOW
 from tests.verbs.adapter import ALL, BLOCK, Adapter, Request, Side
 

@@ -17,7 +17,8 @@ from daxfs import abi_hca
 from daxfs.abi_hca import Access, AttrMask, Op, State, Status, WrOp
 from daxfs.core import fileops
 from daxfs.core.fileops import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE
-from daxfs.errors import FsError, LayoutBusy, NoSpace
+from daxfs.core.waiting import LayoutBusy
+from daxfs.errors import FsError, NoSpace
 from tests.core.image import NOW
 from tests.verbs.adapter import ALL, BLOCK, Adapter, Side
 
@@ -89,7 +90,7 @@ class Run:
     def grow(self, side: Side) -> None:
         """The neighbour takes what is free."""
         byte = bytes([self.chance.randrange(128, 256)])
-        self.adapter.service.moved(0)
+        self.adapter.free_unpinned()
         with contextlib.suppress(NoSpace):
             while len(self.expected) < 64 << 20:
                 n = fileops.write(self.volume, NOW, self.neighbour, len(self.expected), byte * (BLOCK * 64))

@@ -364,7 +364,7 @@ async def test_a_pin_that_is_given_back_ends_the_region(adapter: Adapter) -> Non
     [pin] = adapter.volume.pins.of_owner(two.file.fh)
     holding.unpin(adapter.volume, NOW, two.file.fh, pin.id)
     truncate(two)
-    adapter.service.moved(two.inode.ino)
+    adapter.free_unpinned()
     secret = reuse(adapter)
     one.send(READ, [(0, BLOCK)], key=two.key, at=0)
     assert await one.status() is Status.REM_ACCESS_ERR
