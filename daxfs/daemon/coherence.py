@@ -79,9 +79,11 @@ _TEST_TWINS = "DAXFS_TEST_TWINS"
 
 @dataclass(eq=False)
 class _Drop:
-    """Ranges of pages that are to be dropped. `over`: they are, or a size change has begun that they have to wait for."""
+    """Ranges of pages that are to be dropped. `exact`: no page beside them. `over`: they are, or a size change has begun
+    that they have to wait for."""
 
     ranges: list[tuple[int, int]]
+    exact: bool
     over: trio.Event = field(default_factory=trio.Event)
 
 
@@ -148,12 +150,14 @@ class Coherence:
 
     # -- dropping --
 
-    def drop(self, ino: int, ranges: list[tuple[int, int]] | None = None) -> trio.Event:
+    def drop(self, ino: int, ranges: list[tuple[int, int]] | None = None, *, exact: bool = False) -> trio.Event:
         """Have dirty pages of some ranges written back and all of them dropped (without ranges: those that have twins). The
-        event is set when that is over, or has to wait for a size change."""
+        event is set when that is over, or has to wait for a size change. `exact`: for the sake of twins alone, so pages
+        beside the ranges are left to the kernel."""
         pages = self._files.get(ino)
         wanted = [] if pages is None else pages.ranges(DROP_PAGES_MAX) if ranges is None else ranges
-        drop = _Drop([one for one in wanted if pages is not None and pages.has_any(*one)])
+        present = [one for one in wanted if pages is not None and pages.has_any(*one)]
+        drop = _Drop(present, exact or ranges is None)
         if pages is None or not drop.ranges:
             drop.over.set()
             return drop.over
@@ -173,7 +177,7 @@ class Coherence:
         try:
             while queue:
                 for first, end in queue[0].ranges:
-                    await self._drop_range(pages, first, end)
+                    await self._drop_range(pages, first, end, exact=queue[0].exact)
                 queue.popleft().over.set()
                 self._settle(pages)
         finally:
@@ -182,10 +186,10 @@ class Coherence:
                 drop.over.set()
             self._settle(pages)
 
-    async def _drop_range(self, pages: Pages, first: int, end: int) -> None:
+    async def _drop_range(self, pages: Pages, first: int, end: int, *, exact: bool) -> None:
         if self._service.gone or not pages.has_any(first, end):
             return
-        first, end, began = pages.begin_drop(first, end)
+        first, end, began = pages.begin_drop(first, end, exact)
         if self._is_starved:  # fills of these very pages, which the drop would wait for, and they for it
             self._service.waiting.moved(SPACE)
         length = 0 if end >= ALL else (end - first) * PAGE
@@ -405,7 +409,7 @@ class Coherence:
                 continue
             stale = await self._stale(pages)
             cost += len(pages) * _LOOK_S + sum(end - first for first, end in stale) * _PAGE_S
-            await self.drop(ino, stale).wait()
+            await self.drop(ino, stale, exact=True).wait()
         self.passes += 1
         self._costs[uid] = cost
         self._periods[uid] = max(self.bound_s, cost / self._allowed())

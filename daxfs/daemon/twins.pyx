@@ -547,14 +547,17 @@ cdef class Pages:
 
     # -- dropping --
 
-    def begin_drop(self, uint64_t first, uint64_t end):
-        """Pages of a range are about to be dropped, and those beside it that share its bits: what to drop, as (first, end, token)
-        for `end_drop`."""
-        cdef uint64_t grain = <uint64_t>1 << self.p.shift
-        first -= first % grain
-        end += (grain - end % grain) % grain
+    def begin_drop(self, uint64_t first, uint64_t end, bint exact=False):
+        """Pages of a range are about to be dropped, unless `exact` with those beside it that share its bits: what to drop, as
+        (first, end, token) for `end_drop`."""
+        cdef uint64_t grain = <uint64_t>1 << self.p.shift, whole, behind
+        if not exact:
+            first -= first % grain
+            end += (grain - end % grain) % grain
         self.dropping.append((first, end, bool(dx_pages_any(&self.p, first, end))))
-        dx_pages_remove(&self.p, first, end)
+        whole, behind = first + (grain - first % grain) % grain, end - end % grain
+        if whole < behind:
+            dx_pages_remove(&self.p, whole, behind)
         return first, end, _now
 
     def end_drop(self, uint64_t first, uint64_t end, uint64_t began, bint dropped):
