@@ -176,8 +176,8 @@ class Coherence:
         queue = self._drops[ino]
         try:
             while queue:
-                for first, end in queue[0].ranges:
-                    await self._drop_range(pages, first, end, exact=queue[0].exact)
+                for one in queue[0].ranges:
+                    await self._drop_range(pages, *one, exact=queue[0].exact)
                 queue.popleft().over.set()
                 self._settle(pages)
         finally:
@@ -187,7 +187,14 @@ class Coherence:
             self._settle(pages)
 
     async def _drop_range(self, pages: Pages, first: int, end: int, *, exact: bool) -> None:
-        if self._service.gone or not pages.has_any(first, end):
+        if exact:  # some of them may have been dropped, and handed out anew, since this was asked for
+            for one in pages.ranges(DROP_PAGES_MAX, (first, end)):
+                await self._drop_pages(pages, *one, exact=True)
+        elif pages.has_any(first, end):
+            await self._drop_pages(pages, first, end, exact=False)
+
+    async def _drop_pages(self, pages: Pages, first: int, end: int, *, exact: bool) -> None:
+        if self._service.gone:
             return
         first, end, began = pages.begin_drop(first, end, exact)
         if self._is_starved:  # fills of these very pages, which the drop would wait for, and they for it

@@ -573,11 +573,17 @@ cdef class Pages:
             if twin is not None and first <= page < end and (<_Twin>twin).handed <= began:
                 self._remove(page)
 
-    def ranges(self, uint64_t most):
-        """The pages that have twins, as ranges of at most so many pages in order."""
+    def ranges(self, uint64_t most, within=None):
+        """The pages that have twins, of all or `within` a range, as ranges of at most so many pages in order."""
         cdef list out = []
         cdef uint64_t page, first = 0, end = 0
-        for page in sorted(self._twins):
+        if within is None or within[1] - within[0] > len(self._twins):
+            found = sorted(self._twins)
+        else:
+            found = [page for page in range(within[0], within[1]) if page in self._twins]
+        for page in found:
+            if within is not None and not within[0] <= page < within[1]:
+                continue
             if page == end and page - first < most and end:
                 end += 1
                 continue
