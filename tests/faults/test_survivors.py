@@ -22,7 +22,7 @@ from daxfs.core.pins import Pin
 from daxfs.core.volume import Volume
 from daxfs.daemon import holders, survivors
 from tests.core.image import fresh_volume
-from tests.mount.harness import alive, eventually
+from tests.mount.harness import REAPED_S, alive, eventually
 from tests.mount.holder import Holder, HolderError
 from tests.mount.pincase import BLOCK, DATA, Case
 from tests.mount.test_crash import fresh_seed
@@ -56,7 +56,7 @@ def stays(case: Case, blocks: set[int]) -> None:
 
 
 def goes(case: Case) -> None:
-    eventually("the blocks are freed", lambda: case.info()["busy"] == 0, 5.0)
+    eventually("the blocks are freed", lambda: case.info()["busy"] == 0, REAPED_S)
     case.settled()
 
 
@@ -171,7 +171,7 @@ def test_the_pinned_file_is_open_elsewhere(small: Case) -> None:
     small.p.end(signal.SIGKILL)
     small.mount.mount()
     with open(small.a, "rb"):
-        eventually("the pin is released", lambda: not client.pins(small.mount.path), 5.0)
+        eventually("the pin is released", lambda: not client.pins(small.mount.path), REAPED_S)
 
 
 # -- one crash after another ------------------------------------------------------------------------------------------
@@ -189,12 +189,12 @@ def test_crashes_in_a_row_and_a_read_only_mount_between(small: Case) -> None:
         small.mount.kill()
         small.mount.mount("allow_other,ro")
         gone.end(signal.SIGKILL)
-        eventually("one pin is released", lambda: len(client.pins(small.mount.path)) == 1, 5.0)
+        eventually("one pin is released", lambda: len(client.pins(small.mount.path)) == 1, REAPED_S)
         assert small.busy_blocks() == blocks
         small.mount.kill()
         small.mount.fsck()
         small.mount.mount()
-        eventually("one pin is released", lambda: len(client.pins(small.mount.path)) == 1, 5.0)
+        eventually("one pin is released", lambda: len(client.pins(small.mount.path)) == 1, REAPED_S)
         stays(small, blocks)
         small.mount.remount()  # a clean end of the daemon frees them as little
         stays(small, blocks)
@@ -224,7 +224,7 @@ def test_crashes_while_survivors_are_released(small: Case) -> None:
         small.mount.kill()
         small.mount.fsck()
     small.mount.mount()
-    eventually("the pins are released", lambda: len(client.pins(small.mount.path)) == 1, 5.0)
+    eventually("the pins are released", lambda: len(client.pins(small.mount.path)) == 1, REAPED_S)
     stays(small, blocks)
     small.p.end(signal.SIGKILL)
     goes(small)

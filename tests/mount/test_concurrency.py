@@ -137,6 +137,7 @@ def test_s16_pin_and_truncate_at_the_same_time(mount: Mounted) -> None:
         thread = threading.Thread(target=take)
         thread.start()
         barrier.wait()
+        time.sleep(random.random() * 0.0005)
         os.truncate(path, 0)
         thread.join()
         assert len(pins) == 1, "the holder failed"
@@ -144,7 +145,7 @@ def test_s16_pin_and_truncate_at_the_same_time(mount: Mounted) -> None:
             assert pins[0] in (errno.ENXIO, errno.EFAULT), pins
         else:
             granted += 1
-    print(f"{granted} of 300 pins came first")
+    assert 0 < granted < 300, "both orders have to be seen"
     assert other.read_bytes() in (b"", block_of(2, 0, 0))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from daxfs import abi, client
-from tests.mount.harness import eventually
+from tests.mount.harness import REAPED_S, eventually
 from tests.mount.holder import Holder, HolderError
 from tests.mount.pincase import BLOCK, DATA, PUNCH, Case, fallocate, pattern
 
@@ -253,7 +253,7 @@ def test_s39_holders_survive_the_daemon(small: Case) -> None:
     assert listed["pid"] == small.p.pid
     os.unlink(filler)
     small.p.end(signal.SIGKILL)
-    eventually("the blocks are freed", lambda: small.info()["busy"] == 0, 3.0)
+    eventually("the blocks are freed", lambda: small.info()["busy"] == 0, REAPED_S)
     small.settled(free + 8)
 
 
@@ -282,5 +282,5 @@ def test_s42_an_unlinked_pinned_file_and_a_crash(small: Case) -> None:
     small.mount.mount()
     assert small.busy_blocks() == {*range(start, start + 3)}
     small.p.end(signal.SIGKILL)
-    eventually("the blocks are freed", lambda: small.info()["busy"] == 0, 3.0)
+    eventually("the blocks are freed", lambda: small.info()["busy"] == 0, REAPED_S)
     small.settled(free + 8)

@@ -22,7 +22,7 @@ from daxfs import client
 from daxfs.client import EventType, PinError
 from daxfs.core.fsck import check
 from tests.conftest import Maker
-from tests.mount.harness import DAXFS, REPOSITORY, Mounted, alive, daxfs, eventually
+from tests.mount.harness import DAXFS, REAPED_S, REPOSITORY, Mounted, alive, daxfs, eventually
 from tests.pins.holders import BLOCK, Holder
 
 pytestmark = pytest.mark.mount
@@ -131,7 +131,7 @@ def test_after_the_deadline_pins_are_revoked_and_the_blocks_stay_theirs(mount: M
             taken = {e.physical + n for e in opened.extents() for n in range(e.count)}
         assert not taken & {start + n for start, count in blocks for n in range(count)}
     eventually("the old daemon has ended with its last descriptor", lambda: not alive(daemon), within_s=10)
-    eventually("the survivor is gone", lambda: not client.pins(mount.path))
+    eventually("the survivor is gone", lambda: not client.pins(mount.path), REAPED_S)
 
 
 def test_by_force_and_with_a_stopped_holder(mount: Mounted, file: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from daxfs import abi, client
 from daxfs.client import EventType, PinError, calls
 from tests.conftest import Maker
-from tests.mount.harness import REPOSITORY, Mounted, alive, daxfs, eventually
+from tests.mount.harness import REAPED_S, REPOSITORY, Mounted, alive, daxfs, eventually
 from tests.pins.holders import BLOCK, Holder
 
 pytestmark = pytest.mark.mount
@@ -250,8 +250,12 @@ def test_survivors_are_listed_kept_and_reaped(mount: Mounted) -> None:
         assert caught.value.errno == errno.EBUSY
         assert client.release_pin(mount.path, forced, force=True) is None
         assert [pin["id"] for pin in client.pins(mount.path)] == [kept]
-    daxfs("busy", "--reap", mount.path)
-    assert client.pins(mount.path) == []
+
+    def reaped() -> bool:
+        daxfs("busy", "--reap", mount.path)
+        return client.pins(mount.path) == []
+
+    eventually("a look finds it gone", reaped, REAPED_S)
     eventually("nothing is busy", lambda: not client.busy(mount.path))
 
 
