@@ -249,10 +249,12 @@ def clear_resize(vol: Volume, inode: Inode, size: int, breaker: Breaker = NOBODY
     _must_be_file(inode)
     if not 0 <= size <= layout.FILE_SIZE_MAX:
         raise TooBig(f"a file has at most {layout.FILE_SIZE_MAX} bytes")
-    if size > max(inode.size, known_size):
+    old = inode.size
+    if size > old and size > known_size:
         return Resize(size, True, CLEAR)
-    low, high = sorted((size, inode.size))
-    _check_sound(vol, inode, low, min(high, low + -low % vol.block_size))
+    if vol.poison:
+        low, high = sorted((size, old))
+        _check_sound(vol, inode, low, min(high, low + -low % vol.block_size))
     return Resize(size, False, clear_way(vol, inode, Operation.TRUNCATE, -(-size // vol.block_size), ALL, breaker))
 
 
@@ -278,16 +280,18 @@ def _zero_by_record(vol: Volume, txn: Transaction, inode: Inode, start: int, end
 
 def _check_sound(vol: Volume, inode: Inode, start: int, end: int) -> None:
     """Poisoned if `_zero_by_record` would say so of the block of `start`."""
-    at = _written_at(vol, inode, start, end) if vol.poison else None
+    at = _written_at(vol, inode, start, end)
     if at is not None:
         vol.poison.refuse(at, end - start)
 
 
 def _written_at(vol: Volume, inode: Inode, start: int, end: int) -> int | None:
     """Where part of one block is on the image, if it has any bytes but zeros."""
+    if start >= end:
+        return None
     size = vol.block_size
     found = inode.map.find(start // size)
-    return (found[1] - found[0]) * size + start if found and not found[3] and start < end else None
+    return (found[1] - found[0]) * size + start if found and not found[3] else None
 
 
 def fallocate(vol: Volume, now: int, inode: Inode, mode: int, offset: int, length: int, *,
@@ -337,7 +341,7 @@ def _parts(vol: Volume, start: int, end: int) -> tuple[int, int, list[tuple[int,
 def _clear_punch(vol: Volume, inode: Inode, start: int, end: int, breaker: Breaker) -> Cleared:
     """Before the transaction. Poisoned, and what `breaking.clear_way` raises."""
     first, count, edges = _parts(vol, start, end)
-    for edge in edges:
+    for edge in edges if vol.poison else ():
         _check_sound(vol, inode, *edge)
     return clear_way(vol, inode, Operation.PUNCH, first, count, breaker)
 
