@@ -22,7 +22,7 @@ def _iowr(number: int, size: int) -> int:
     return 3 << 30 | size << 16 | IOC_TYPE << 8 | number
 
 
-# Flags of PIN; the kernel's names and rules (include/linux/mm_types.h; D6.2).
+# Flags of PIN; the kernel's names and rules (include/linux/mm_types.h).
 FOLL_WRITE = 1 << 0
 FOLL_GET = 1 << 1
 FOLL_LONGTERM = 1 << 8

@@ -262,11 +262,6 @@ class Coherence:
         if over is not None and not over.is_set():
             raise LayoutBusy(Awaited.PAGES, 0, inode.ino)
 
-    def has_pages(self, inode: Inode, start: int = 0, end: int = ALL * PAGE) -> bool:
-        """Whether the kernel may have pages of a range of bytes."""
-        pages = self._files.get(inode.ino)
-        return pages is not None and pages.has_any(start // PAGE, -(-end // PAGE))
-
     def grew(self, inode: Inode, old_size: int) -> trio.Event | None:
         """A file has become longer: what mappings have stored behind its old end must not show. The event of a drop that has
         to be over before the caller goes on and looks at the file through a mapping, if there is any."""

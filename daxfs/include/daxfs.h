@@ -32,7 +32,7 @@
 #define DAXFS_IOC_TYPE 0xdau
 
 /*
- * Flags of PIN; the kernel's names and rules (include/linux/mm_types.h; D6.2).
+ * Flags of PIN; the kernel's names and rules (include/linux/mm_types.h).
  */
 #define DAXFS_FOLL_WRITE 0x1u
 #define DAXFS_FOLL_GET 0x2u
