@@ -124,7 +124,7 @@ class Coherence:
         self.budget = Budget(most, most // SHARE)
         self._drops: dict[int, deque[_Drop]] = {}  # by inode: of each the first is under way
         self._changes: dict[int, set[Request]] = {}  # by inode: changes of its size that are kept
-        self._waited_for: dict[tuple[Claim, int], trio.Event] = {}  # drops, by claim and inode
+        self._waited_for: dict[tuple[Claim, int, int], trio.Event] = {}  # drops, by claim, inode and first page
         self._replies: dict[int, _Reply] = {}
         self._looks = 0
         self._is_starved = False  # fills wait for room
@@ -236,10 +236,10 @@ class Coherence:
             pages.snapshot(first, end, uid)
             return
         if claim is not None:
-            over = self._waited_for.get((claim, inode.ino))
+            over = self._waited_for.get((claim, inode.ino, first))
             if over is None or over.is_set():  # a drop can have failed, or had to wait for a size change
                 pages.claim(claim, first, end)
-                self._waited_for[claim, inode.ino] = self.drop(inode.ino, [(first, end)])
+                self._waited_for[claim, inode.ino, first] = self.drop(inode.ino, [(first, end)])
         raise LayoutBusy(Awaited.PAGES, 0, inode.ino)
 
     def moved(self, ino: int) -> None:
@@ -255,10 +255,10 @@ class Coherence:
         LayoutBusy till they are dropped. Those that come back meanwhile are merged until the request is answered."""
         pages = self._files.get(inode.ino)
         first, behind = start // PAGE, -(-end // PAGE)
-        over = self._waited_for.get((request, inode.ino))
+        over = self._waited_for.get((request, inode.ino, first))
         if over is None and pages is not None and pages.has_any(first, behind):
             pages.claim(request, first, behind)
-            over = self._waited_for[request, inode.ino] = self.drop(inode.ino, [(first, behind)])
+            over = self._waited_for[request, inode.ino, first] = self.drop(inode.ino, [(first, behind)])
         if over is not None and not over.is_set():
             raise LayoutBusy(Awaited.PAGES, 0, inode.ino)
 

@@ -278,7 +278,7 @@ cdef class Pages:
 
     def claim(self, claim, uint64_t first, uint64_t end):
         """A pin of the range is on its way. It is as long as `claim.answered` is false."""
-        self._claims = [one for one in self._claims if one[0] is not claim and not one[0].answered]
+        self._claims = [one for one in self._claims if not one[0].answered and one != (claim, first, end)]
         self._claims.append((claim, first, end))
         self.p.careful = 1
 
